@@ -1,0 +1,264 @@
+"""What a run is: the typed plan. One object, whether it came from YAML, Hydra, a preset or Python.
+
+Every field is documented here once; `manyhands server validate` prints these texts. Settings that only move a
+deadline or a path stay out of the plan: a plan is what the clients of a run agree on, and its hash covers all of
+it. The choices that do not go together are in `compatibility.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from manyhands.config import Settings
+
+Identifier = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+ClientKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+# ---------------------------------------------------------------- task
+class Tokenizer(Settings):
+    """How text becomes tokens. Trained or loaded once, by the server's worker; clients get it as a blob."""
+
+    kind: Literal["byte", "character", "bpe"] = "bpe"
+    """byte: 256 values; character: every character of the training text; bpe: byte-level BPE trained on it."""
+    vocabulary_size: Annotated[int, Field(ge=256, le=65_536)] = 1024
+    """Entries of a trained BPE vocabulary; the other kinds ignore it."""
+
+
+class TextSource(Settings):
+    """Where the text comes from. Read once, by whoever prepares the run."""
+
+    path: str = "stdlib"
+    """A file, a directory (its *.txt, *.md and *.py files, sorted by relative path), or `stdlib`: the source of
+    Python's own standard library, which every machine with Python has."""
+    max_bytes: Count | None = None
+    """Stop after this many bytes of text; None reads all of it."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the bytes that is kept for validation, split by file where there are several."""
+
+
+class LanguageModelTask(Settings):
+    """A causal language model of `transformers`, built from a configuration, with random first weights."""
+
+    name: Literal["language_model"] = "language_model"
+    model_type: str = "gpt2"
+    """A causal `model_type` that transformers knows (gpt2, llama, qwen3, ...)."""
+    model: dict[str, Any] = Field(default_factory=lambda: {"n_layer": 4, "n_head": 4, "n_embd": 128})
+    """Keys of that model's configuration class; vocabulary size and context length are filled in."""
+    block_size: Annotated[int, Field(ge=8)] = 64
+    """Tokens per sample."""
+    text: TextSource = TextSource()
+    tokenizer: Tokenizer = Tokenizer()
+
+
+class DummyTask(Settings):
+    """No model: a worker without torch that sleeps and sends an update of the wanted size. For tests and benches."""
+
+    name: Literal["dummy"] = "dummy"
+    parameters: Count = 2_500_000
+    """Number of fp32 parameters, hence 4 bytes each in a dense update."""
+    tensors: Count = 4
+    """Into how many tensors they are divided."""
+    samples: Count = 1_000_000
+    """Size of the pretended data set."""
+    delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long one round of work sleeps."""
+
+
+class CustomTask(Settings):
+    """A user's own task, by dotted name. A client runs it only when its owner has allowed that name."""
+
+    name: Literal["custom"] = "custom"
+    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """module:object, importable on every client; object implements the Task protocol."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the task as it is."""
+
+
+TaskSettings = Annotated[LanguageModelTask | DummyTask | CustomTask, Field(discriminator="name")]
+
+
+# ---------------------------------------------------------------- what a client does in a round
+class InnerOptimizer(Settings):
+    """The optimizer of local steps; its state stays with the client."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    """Peak learning rate; the schedule scales it."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of sgd."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled, on tensors of two and more dimensions."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm of a step; 0 switches clipping off."""
+
+
+class LocalWork(Settings):
+    """What a client does between two closings."""
+
+    kind: Literal["gradient", "steps"] = "steps"
+    """gradient: send the mean gradient over all samples; steps: optimizer steps, and send start minus end."""
+    steps: Count = 30
+    """Optimizer steps of a round, or micro-batches of a gradient. A slow client may be given fewer."""
+    batch_size: Count = 12
+    """Samples per step."""
+    optimizer: InnerOptimizer = InnerOptimizer()
+    keep_inner: bool = True
+    """Keep the inner optimizer's state from round to round."""
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """FedProx's mu: adds mu/2 * |theta_k - theta|^2 to the loss."""
+    control_variate: bool = False
+    """SCAFFOLD: correct each step by c - c_k and send a second channel, the change of c_k."""
+
+
+class Schedule(Settings):
+    """The inner learning rate over the run, counted in inner steps, computed by the coordinator."""
+
+    kind: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+    """After the warm-up: constant, linear or cosine decay to `final`, or warmup-stable-decay."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    total_steps: Count | None = None
+    """Where the decay ends; None: rounds.total * local.steps."""
+    decay_steps: Count | None = None
+    """Length of the decay of wsd; None: a tenth of total_steps."""
+    final: Share = 0.1
+    """Learning rate at the end, as a share of the peak."""
+
+
+# ---------------------------------------------------------------- how updates travel and are merged
+class Codec(Settings):
+    """How one channel of an update is encoded."""
+
+    name: Literal["fp32", "bf16", "int8"] = "fp32"
+    block: Annotated[int, Field(ge=16, le=65_536)] = 256
+    """Values that share one scale (int8)."""
+    error_feedback: bool = False
+    """Add what the codec lost to the next update."""
+
+
+class Merge(Settings):
+    rule: Literal["mean"] = "mean"
+    """mean: sum of weight * update over the sum of weights."""
+    weight: Literal["uniform", "samples"] = "uniform"
+    """uniform: one contribution, one vote; samples: by the number of samples in the assignment."""
+
+
+class OuterOptimizer(Settings):
+    """The optimizer that applies the merged update to `public`, in exact arithmetic."""
+
+    name: Literal["sgd", "nesterov", "adamw"] = "sgd"
+    lr: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    epsilon: Positive = 1e-8
+    """Adam's epsilon (FedOpt calls it tau): it is added to the root of the second moment."""
+    bias_correction: bool = True
+    """Adam's bias corrections; FedAdam goes without."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled: public is multiplied by 1 - lr * weight_decay."""
+
+
+# ---------------------------------------------------------------- who takes part, and when a round closes
+class Membership(Settings):
+    kind: Literal["open", "allow_list"] = "open"
+    """open: any key; allow_list: only the keys in `allow`."""
+    allow: tuple[ClientKey, ...] = ()
+    """Public keys, 64 hex digits each, as `manyhands client show-identity` prints them."""
+    min_clients: Count = 1
+    """The run starts, and goes on, with at least so many live clients."""
+    max_clients: Count = 1024
+
+
+class Rounds(Settings):
+    """Length of the run and how long anybody waits."""
+
+    total: Count = 20
+    """Rounds of the run."""
+    quorum: Count = 1
+    """At its deadline a round closes when so many contributions are agreed."""
+    max_failed: Count = 3
+    """After so many rounds in a row without a counted contribution the run pauses and says why."""
+    lag: Annotated[int, Field(ge=0, le=2)] = 0
+    """Rounds between work and closing: the pipeline. 0: everybody waits for the closing."""
+    fragments: Count = 1
+    """Into how many fragments the parameters are divided; a round exchanges one of them."""
+    apply_after_steps: Annotated[int, Field(ge=0)] = 0
+    """Inner steps after which a change that arrived meanwhile is applied."""
+    first_deadline_s: Positive = 600.0
+    """Deadline of a round while nothing has been measured yet."""
+    deadline_floor_s: Positive = 10.0
+    deadline_ceiling_s: Positive = 3600.0
+    deadline_mad_factor: Positive = 6.0
+    """Deadlines are median + factor * MAD of the counted contributions' durations, within floor and ceiling, and
+    at most 1.5 times the last one."""
+    warmup_s: Positive = 300.0
+    """How long the run waits for joined clients to load the first snapshot."""
+    suspected_after_s: Positive = 2.0
+    """Without a heartbeat for so long a client is no longer waited for; it still counts if it is in time."""
+    lost_after_s: Positive = 30.0
+    """Without a heartbeat for so long a client's data is given back."""
+    min_work_share: Share = 0.25
+    """A slow client is given at least this share of `local.steps`; 1 gives everybody the same."""
+    snapshot_every: Count = 5
+    """Rounds between snapshots of `public`, from which newcomers start."""
+    save_local_every: Count = 1
+    """Rounds between a client's saves of its local state."""
+    keep_updates: Count = 2
+    """Closed rounds whose updates stay in the archive."""
+
+
+class Data(Settings):
+    kind: Literal["shared", "local"] = "shared"
+    """shared: everybody can reach all samples, the coordinator hands out ranges of indices; local: data stays with
+    its owner, an assignment is a number of steps."""
+
+
+class Evaluation(Settings):
+    every_snapshots: Annotated[int, Field(ge=0)] = 1
+    """Evaluate each n-th snapshot on the validation set; 0: only the first and the last."""
+    max_batches: Count = 20
+    """Batches of `local.batch_size` validation samples."""
+
+
+class Plan(Settings):
+    """A run's plan. See docs/reference/plan.md for the same text as a page."""
+
+    name: Identifier = "run"
+    """What the run is called in tables and directories."""
+    run_id: Identifier | None = None
+    """Fixed run id; None: the name and six hex digits."""
+    preset: Identifier | None = None
+    """The preset that this plan started from, for the record; its values are already in the other sections."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    """From this come the first weights, the order of the data and the seed of each piece of work."""
+    topology: Literal["star", "mesh"] = "star"
+    """star: the aggregator merges and publishes the change; mesh: every client merges the same updates."""
+    task: TaskSettings = LanguageModelTask()
+    local: LocalWork = LocalWork()
+    schedule: Schedule = Schedule()
+    codec: Codec = Codec()
+    """How clients' updates are encoded."""
+    change_codec: Codec = Codec()
+    """How the aggregator encodes the change that it publishes (star)."""
+    merge: Merge = Merge()
+    outer: OuterOptimizer = OuterOptimizer()
+    membership: Membership = Membership()
+    rounds: Rounds = Rounds()
+    data: Data = Data()
+    evaluation: Evaluation = Evaluation()
+    buffers: Literal["refuse", "keep_local", "average"] = "refuse"
+    """What happens to a model's buffers that training changes, such as BatchNorm's running statistics."""
+
+    @field_validator("run_id", "preset", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
