@@ -29,15 +29,16 @@ def backup(database: Database, destination: Path) -> int:
     aside = destination.with_name(destination.name + ".partial")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        aside.unlink(missing_ok=True)
-        with translated(destination):
-            _copy(database.path, aside)
-        _sync(aside)
-        os.link(aside, destination)  # unlike rename, never replaces what has appeared meanwhile
-        aside.unlink()
+        try:
+            aside.unlink(missing_ok=True)
+            with translated(destination):
+                _copy(database.path, aside)
+            _sync(aside)
+            os.link(aside, destination)  # unlike rename, never replaces what has appeared meanwhile
+        finally:
+            aside.unlink(missing_ok=True)
         _sync(destination.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise StorageError(f"backup '{destination}' could not be written ({error}).") from error
     return destination.stat().st_size
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -186,27 +186,14 @@ class RunLog:
     def effects_after(
         self, recipient: str, after: tuple[int, int], limit: int | None = None
     ) -> list[EffectRecord]:
-        """Effects for `recipient` with ids after `after`, in order: what a reconnect still has to
-        deliver.
+        """Effects for `recipient` with ids after `after`, in order: what a reconnect still has to deliver.
 
         A client gets those addressed to itself and to EVERYONE; the aggregator and the evaluator only their
         own. Raises StorageError when some of them have been dropped (`resumable` tells beforehand): such a
         client has to join anew.
         """
         names = [recipient] if recipient in (AGGREGATOR, EVALUATOR, EVERYONE) else [recipient, EVERYONE]
-        table = effects_table
-        query = (
-            sa.select(table)
-            .where(
-                table.c.run_id == self.run_id,
-                table.c.recipient.in_(names),
-                # as two conditions, so that the index serves both
-                table.c.sequence >= after[0],
-                sa.or_(table.c.sequence > after[0], table.c.n > after[1]),
-            )
-            .order_by(table.c.sequence, table.c.n)
-            .limit(limit)
-        )
+        found: list[EffectRecord] = []
         with self._database.read() as connection:
             kept_from = self._run(connection).outbox_from
             if after[0] < kept_from:
@@ -214,13 +201,15 @@ class RunLog:
                     f"effects of run '{self.run_id}' after {after} were dropped (kept from event "
                     f"{kept_from}): '{recipient}' has to join anew."
                 )
-            rows = connection.execute(query).all()
-        return [
-            EffectRecord(
-                sequence=row.sequence, n=row.n, effect=Effect(to=row.recipient, body=body_from_json(row.body))
-            )
-            for row in rows
-        ]
+            for name in names:
+                rows = connection.execute(outbox_query(self.run_id, name, after, limit))
+                found += [
+                    EffectRecord(
+                        sequence=row.sequence, n=row.n, effect=Effect(to=name, body=body_from_json(row.body))
+                    )
+                    for row in rows
+                ]
+        return sorted(found, key=lambda record: record.id)[:limit]
 
     def resumable(self, after: tuple[int, int]) -> bool:
         """Whether everything after this effect is still there."""
@@ -307,6 +296,23 @@ class RunLog:
             "recipient": record.effect.to,
             "body": body_to_json(record.effect.body).decode(),
         }
+
+
+def outbox_query(run_id: str, name: str, after: tuple[int, int], limit: int | None) -> sa.Select[Any]:
+    """Effects addressed to one name after `after`. One name at a time: with two of them SQLite would read the
+    effects of all clients."""
+    table = effects_table
+    return (
+        sa.select(table.c.sequence, table.c.n, table.c.body)
+        .where(
+            table.c.run_id == run_id,
+            table.c.recipient == name,
+            table.c.sequence >= after[0],  # the part of the next condition that the index can use
+            sa.or_(table.c.sequence > after[0], table.c.n > after[1]),
+        )
+        .order_by(table.c.sequence, table.c.n)
+        .limit(limit)
+    )
 
 
 def _check_order(
