@@ -182,9 +182,7 @@ class Goodbye(Settings):
 
 
 FromClient = Annotated[Hello | Proof | Intent | Heartbeat, Field(discriminator="type")]
-FromServer = Annotated[
-    Challenge | Welcome | Rejected | Deliver | Ack | Goodbye, Field(discriminator="type")
-]
+FromServer = Annotated[Challenge | Welcome | Rejected | Deliver | Ack | Goodbye, Field(discriminator="type")]
 _from_client: TypeAdapter[Hello | Proof | Intent | Heartbeat] = TypeAdapter(FromClient)
 _from_server: TypeAdapter[Challenge | Welcome | Rejected | Deliver | Ack | Goodbye] = TypeAdapter(FromServer)
 

@@ -7,19 +7,15 @@ connection, and a man in the middle with another certificate is noticed.
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from manyhands.errors import Refused
 from manyhands.identity.canonical import sign_document, verify_document
+from manyhands.identity.contributions import new_nonce
 from manyhands.identity.keys import Identity
 from manyhands.network.messages import PROTOCOL_VERSIONS, Challenge, Hello, Proof
 
 _DOMAIN = "manyhands sign-in v1"
-
-
-def new_nonce() -> str:
-    return secrets.token_hex(32)
 
 
 def choose_version(offered: tuple[int, ...]) -> int:
@@ -35,7 +31,9 @@ def choose_version(offered: tuple[int, ...]) -> int:
     return max(common)
 
 
-def transcript(hello: Hello, server: str, server_nonce: str, version: int, certificate: str) -> dict[str, Any]:
+def transcript(
+    hello: Hello, server: str, server_nonce: str, version: int, certificate: str
+) -> dict[str, Any]:
     return {
         "client": hello.client,
         "server": server,

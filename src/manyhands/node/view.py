@@ -1,12 +1,13 @@
 """What a server shows of its runs, and a client of itself: the JSON that every view reads.
 
 `GET /api/runs` is a list of RunSummary, `GET /api/runs/{run_id}` a RunView, and each server-sent event of
-`GET /api/runs/{run_id}/changes` a RunView whose `rounds` and `incidents` are the new ones alone. The live table, the
-dashboard, `manyhands ledger` and `manyhands demo` read these and nothing else; nobody parses printed text.
+`GET /api/runs/{run_id}/changes` a RunView whose `rounds` and `incidents` are the new ones alone. The live
+table, the dashboard, `manyhands ledger` and `manyhands demo` read these and nothing else; nobody parses
+printed text.
 
 Unknown fields are ignored, so that an older view reads a newer server. Times are integer milliseconds of the
-server's clock, losses are nats per token (or the task's own unit), sizes are bytes. A loss that is not finite is
-shown as None, since JSON has no word for it.
+server's clock, losses are nats per token (or the task's own unit), sizes are bytes. A loss that is not finite
+is shown as None, since JSON has no word for it.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def is_live(client: ClientView) -> bool:
 
 
 class ClientEvent(TypedDict, total=False):
-    """What a client program tells its own views (`on_event`). Each event carries what it knows; the latest counts.
+    """What a client program tells its own views (`on_event`). Each carries what it knows; the latest counts.
 
     `kind` is one word; `text` a line for people; `state` what the client is doing now.
     """

@@ -144,7 +144,9 @@ class WorkerProcess:
 
     def _death(self) -> str:
         code = self._process.returncode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
+        how = (
+            f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
+        )
         try:
             tail = self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         except OSError:

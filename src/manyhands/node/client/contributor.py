@@ -1,0 +1,205 @@
+"""A client's contributions: work, commit, open, upload, claim; and in a mesh, witnessing those of the others.
+
+One piece of work at a time, in a task of its own, so that deliveries are handled meanwhile. Whatever the server
+refuses because the round has moved on is dropped: the closing says what happened to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from manyhands.coordination.types import (
+    BlobRef,
+    Claims,
+    Committed,
+    Contributed,
+    Contribution,
+    Snapshot,
+    SnapshotStored,
+    Verdict,
+    Work,
+    WorkFailed,
+)
+from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable, WorkerError
+from manyhands.identity.contributions import commit, new_nonce, sign_contribution
+from manyhands.network.blobs.manifest import manifest_of
+from manyhands.network.messages import Opening, SnapshotOffer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from manyhands.node.client.node import ClientNode
+
+UPLOAD_ATTEMPTS = 8
+
+
+class Contributor:
+    """`current` is the assignment being worked on or sent, None between rounds."""
+
+    def __init__(self, node: ClientNode) -> None:
+        self._node = node
+        self._task: asyncio.Task[None] | None = None
+        self.current: Work | None = None
+
+    async def begin(self, work: Work) -> None:
+        if self.current is not None and self.current.assignment.id == work.assignment.id:
+            return  # delivered again
+        if self._node.round is None or work.terms.round < self._node.round:
+            return  # of a round that has closed meanwhile
+        await self.end_work(counted=False)
+        self.current = work
+        self._task = asyncio.create_task(self._do(work), name=f"work {work.assignment.id}")
+
+    def abandon(self, assignment: str) -> None:
+        if self.current is not None and self.current.assignment.id == assignment:
+            self._node.worker.abandon(assignment)
+
+    async def end_work(self, *, counted: bool) -> None:
+        """Be done with the work under way: wait for it if it counted (it was sent then), give it up if not."""
+        task, work = self._task, self.current
+        if task is None or work is None:
+            return
+        if not counted and not task.done():
+            self._node.worker.abandon(work.assignment.id)
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self._task = self.current = None
+        if not task.cancelled() and isinstance(task.exception(), WorkerError):
+            raise WorkerError(str(task.exception()))
+
+    # ------------------------------------------------------------------ one piece of work
+    async def _do(self, work: Work) -> None:
+        node, assignment = self._node, work.assignment
+        node.tell(
+            "work",
+            f"round {assignment.round}: {assignment.steps} steps",
+            state="working",
+            round=assignment.round,
+            steps=assignment.steps,
+            steps_done=0,
+        )
+        path = node.files.updates / f"{assignment.id}.safetensors"
+        try:
+            claims = await node.worker.work(work, path)
+            if claims is None:
+                return
+            await self._contribute(work, path, claims)
+            node.tell(
+                "sent",
+                f"round {assignment.round}: update sent, loss {claims.loss}",
+                state="waiting",
+                round=assignment.round,
+                loss=claims.loss,
+                bytes_up=node.files.bytes_up,
+                bytes_down=node.files.bytes_down,
+            )
+        except WorkerError:
+            raise
+        except Refused as refusal:
+            node.tell("refused", f"round {assignment.round}: {refusal}", level="warning")
+        except ManyhandsError as error:
+            node.tell("failed", f"round {assignment.round}: {error}", level="error")
+            failed = WorkFailed(
+                client=assignment.client, assignment=assignment.id, reason=f"{type(error).__name__}: {error}"[:500]
+            )
+            await node.connection.ask(failed)
+        finally:
+            self._keep_or_delete(path)
+
+    def _keep_or_delete(self, path: Path) -> None:
+        keep = self._node.options.write_gradients_dir
+        if not path.exists():
+            return
+        if keep is None:
+            path.unlink()
+            return
+        keep.mkdir(parents=True, exist_ok=True)
+        os.replace(path, keep / path.name)
+
+    async def _contribute(self, work: Work, path: Path, claims: Claims) -> None:
+        node, assignment = self._node, work.assignment
+        run_id, key = node.descriptor.run_id, assignment.client
+        manifest = await asyncio.to_thread(manifest_of, path)
+        update = BlobRef(blob=manifest.blob_id, size_bytes=manifest.size_bytes)
+        nonce = new_nonce()
+        committed = commit(run_id, assignment.round, key, assignment.id, update.blob, nonce)
+        await node.connection.ask(
+            Committed(client=key, round=assignment.round, assignment=assignment.id, commit=committed)
+        )
+        node.tell("uploading", state="uploading", round=assignment.round)
+        opening = Opening(assignment=assignment.id, round=assignment.round, update=update, nonce=nonce)
+        await self._upload(opening, path)
+        contribution = Contribution(
+            assignment=assignment.id,
+            round=assignment.round,
+            client=key,
+            commit=committed,
+            update=update,
+            nonce=nonce,
+            claims=claims,
+        )
+        signature = sign_contribution(node.options.identity, run_id, contribution)
+        if node.descriptor.plan.topology == "mesh":
+            node.files.adopt(path, update)  # it will be merged here too
+        await node.connection.ask(Contributed(contribution=replace(contribution, signature=signature)))
+
+    async def _upload(self, allowed_by: Opening | SnapshotOffer, path: Path) -> None:
+        """Upload, over as many sessions as it takes: each has to be told again what is coming."""
+        node = self._node
+        for attempt in range(UPLOAD_ATTEMPTS):
+            await node.connection.ask(allowed_by)
+            try:
+                await node.files.send(node.connection, path)
+            except (BlobError, ServerUnreachable, aiohttp.ClientError):
+                if attempt == UPLOAD_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.3 * (attempt + 1))
+                await node.connection.until_connected()
+            else:
+                return
+
+    # ------------------------------------------------------------------ mesh
+    async def witness(self, contribution: Contribution) -> None:
+        """Fetch a revealed update, check it, and say what was found."""
+        node = self._node
+        if contribution.update is None or contribution.claims is None:
+            return
+        try:
+            path = await node.files.fetch(node.connection, contribution.update)
+            reason = await node.worker.check(path, contribution.claims.norm)
+        except BlobError as error:
+            reason = f"could not be fetched: {error}"
+        verdict = Verdict(
+            by=node.options.identity.public,
+            round=contribution.round,
+            assignment=contribution.assignment,
+            accepted=not reason,
+            reason=reason[:500],
+        )
+        try:
+            await node.connection.ask(verdict)
+        except Refused as refusal:
+            node.tell("refused", str(refusal), level="warning")
+
+    async def take_snapshot(self, at: int) -> None:
+        """Store public after `at` closings as a blob, if this client is there."""
+        node = self._node
+        if node.round != at:
+            return
+        path = node.files.updates / f"snapshot-{at}.safetensors"
+        fingerprint = await node.worker.snapshot(path)
+        try:
+            manifest = await asyncio.to_thread(manifest_of, path)
+            blob = BlobRef(blob=manifest.blob_id, size_bytes=manifest.size_bytes)
+            await self._upload(SnapshotOffer(round=at, blob=blob), path)
+            snapshot = Snapshot(round=at, blob=blob, fingerprint=fingerprint)
+            await node.connection.ask(SnapshotStored(by=node.options.identity.public, snapshot=snapshot))
+        except (Refused, BlobError) as error:
+            node.tell("refused", f"snapshot at {at}: {error}", level="warning")
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,120 @@
+"""A client's files and transfers: materials, snapshots, changes and updates, each fetched once and checked.
+
+Blobs that are needed again after a worker's death (a snapshot, the changes since) stay until `forget` says that
+they are not. Counts the bytes that went up and down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from pathlib import Path
+
+import aiohttp
+
+from manyhands.coordination.types import BlobRef, Closed
+from manyhands.errors import BlobError, Refused, ServerUnreachable
+from manyhands.network.blobs.transfer import download, upload
+from manyhands.network.connection import Connection
+from manyhands.node.directories import ParticipantDirectory
+
+ATTEMPTS = 8
+
+
+class ClientFiles:
+    """In the participant's directory, which is locked."""
+
+    def __init__(self, directory: ParticipantDirectory) -> None:
+        self.directory = directory
+        self.materials = directory.sub("materials")
+        self.updates = directory.sub("updates")
+        self.blobs = directory.sub("blobs")
+        self.logs = directory.sub("logs")
+        self.bytes_up = 0
+        self.bytes_down = 0
+        shutil.rmtree(self.updates)
+        self.updates.mkdir()
+
+    # ------------------------------------------------------------------ the plan that this directory is for
+    def plan_hash(self) -> str | None:
+        """Of the run that this directory has worked for, None for a new one."""
+        try:
+            remembered = json.loads((self.directory.path / "run.json").read_text())["plan_hash"]
+        except FileNotFoundError:
+            return None
+        return str(remembered)
+
+    def remember_plan(self, plan_hash: str) -> None:
+        aside = self.directory.path / "run.json.part"
+        aside.write_text(json.dumps({"plan_hash": plan_hash}))
+        aside.replace(self.directory.path / "run.json")
+
+    # ------------------------------------------------------------------ down
+    async def fetch_material(self, connection: Connection, name: str, blob: str, size_bytes: int) -> None:
+        """Make `materials/<name>`; kept from an earlier start if it was fetched for the same blob."""
+        if "/" in name or name.startswith("."):
+            raise Refused(f"the run names a material '{name}': not a plain file name")
+        path, mark = self.materials / name, self.materials / f"{name}.blob"
+        if path.exists() and mark.exists() and mark.read_text() == blob and path.stat().st_size == size_bytes:
+            return
+        fetched = await self.fetch(connection, BlobRef(blob=blob, size_bytes=size_bytes))
+        fetched.replace(path)
+        mark.write_text(blob)
+
+    async def fetch(self, connection: Connection, ref: BlobRef) -> Path:
+        """A blob from the server, checked chunk by chunk. Goes on by itself after cuts and reconnects."""
+        path = self.blobs / ref.blob
+        if path.exists():
+            return path
+        for attempt in range(ATTEMPTS):
+            await connection.until_connected()
+            try:
+                await download(
+                    connection.http,
+                    [connection.base_url],
+                    ref.blob,
+                    ref.size_bytes,
+                    path,
+                    headers=connection.headers(),
+                    progress=self._count_down,
+                )
+            except (BlobError, ServerUnreachable, aiohttp.ClientError):
+                if attempt == ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.3 * (attempt + 1))
+            else:
+                return path
+        raise AssertionError("the last attempt returns or raises")
+
+    async def fetch_closed(self, connection: Connection, closed: Closed) -> list[Path]:
+        """What a closing needs: the change (star), or the counted updates in their order (mesh)."""
+        if not closed.closing.counted:
+            return []
+        wanted = [closed.change] if closed.change is not None else [c.update for c in closed.closing.counted]
+        return [await self.fetch(connection, ref) for ref in wanted]
+
+    def adopt(self, path: Path, ref: BlobRef) -> None:
+        """A file of ours is that blob: no need to fetch it."""
+        if not (self.blobs / ref.blob).exists():
+            os.link(path, self.blobs / ref.blob)
+
+    def forget(self, keep: set[Path]) -> None:
+        """Delete the blobs that are not among `keep`."""
+        for path in self.blobs.iterdir():
+            if path not in keep and not path.name.endswith(".part"):
+                path.unlink()
+
+    # ------------------------------------------------------------------ up
+    async def send(self, connection: Connection, path: Path) -> None:
+        """Upload a file as a blob; it is on the server's disk when this returns."""
+        await upload(
+            connection.http, connection.base_url, path, headers=connection.headers(), progress=self._count_up
+        )
+
+    def _count_up(self, count: int) -> None:
+        self.bytes_up += count
+
+    def _count_down(self, count: int) -> None:
+        self.bytes_down += count

@@ -1,0 +1,295 @@
+"""The client node: takes part in one run, from the sign-in to the run's end.
+
+It holds the connection, moves blobs and keeps the order of things; a worker process does all that needs torch.
+Two tasks: one reads the connection, the other handles deliveries one after the other; the current piece of work
+runs beside them. A worker that dies is started again from the last snapshot and the closings since; the
+connection, and with it the place in the run, is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from manyhands.config import home
+from manyhands.coordination.types import (
+    Abandon,
+    CatchUp,
+    Closed,
+    Dismissed,
+    Fingerprinted,
+    Left,
+    PhaseChanged,
+    Ready,
+    Reveal,
+    TakeSnapshot,
+    Verdict,
+    Work,
+)
+from manyhands.errors import BlobError, Interrupted, ManyhandsError, Refused, UpdateError
+from manyhands.identity.canonical import verify_document
+from manyhands.identity.keys import Identity
+from manyhands.identity.known_servers import pin
+from manyhands.network.connection import Connection, Terms
+from manyhands.network.messages import Deliver
+from manyhands.node.client.files import ClientFiles
+from manyhands.node.client.contributor import Contributor
+from manyhands.node.client.worker import ClientWorker
+from manyhands.node.directories import ParticipantDirectory
+from manyhands.node.server.sessions import CLOSING_DOMAIN
+from manyhands.node.signals import stop_requested
+from manyhands.node.view import ClientEvent
+from manyhands.plan.descriptor import RunDescriptor
+from manyhands.plan.resolve import check_runnable
+from manyhands.plan.signing import verify_descriptor
+
+OnEvent = Callable[[ClientEvent], None]
+_closed = TypeAdapter(Closed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """How a client takes part. Nothing here is agreed with anybody else."""
+
+    server_addr: str
+    run_id: str
+    identity: Identity
+    directory: Path | None = None  # default: MANYHANDS_HOME/runs/<run id>/<first 8 digits of the key>
+    device: str = "auto"
+    threads: int | None = None
+    label: str = ""
+    server_key: str | None = None
+    micro_batch_size: int | None = None
+    write_gradients_dir: Path | None = None
+    allowed_tasks: tuple[str, ...] = ()
+    patient: bool = False
+    on_event: OnEvent = field(default=lambda event: None)
+    dummy_delay_s: float | None = None
+
+
+def join(options: ClientOptions) -> None:
+    """Take part in a run until it is finished. Blocks; raises the ManyhandsError that ended it, or Interrupted."""
+    asyncio.run(ClientNode(options).run())
+
+
+class ClientNode:
+    """See the module. `round` is what this client's public has seen: so many closings."""
+
+    def __init__(self, options: ClientOptions) -> None:
+        self.options = options
+        self._deliveries: asyncio.Queue[Deliver] = asyncio.Queue()
+        self.connection = Connection(
+            terms=Terms(
+                address=options.server_addr,
+                run_id=options.run_id,
+                identity=options.identity,
+                label=options.label or platform.node()[:64],
+                check_server=self._check_server,
+            ),
+            on_state=lambda state, text: self.tell(state, text),
+            patient=options.patient,
+        )
+        self.round: int | None = None
+        self.descriptor: RunDescriptor
+        self.files: ClientFiles
+        self.worker: ClientWorker
+        self.contributor: Contributor
+
+    def _check_server(self, key: str) -> None:
+        """Against --server-key, or what was noted at the first contact."""
+        if pin(self.options.server_addr, key, given=self.options.server_key):
+            self.tell("first_contact", f"first contact with {self.options.server_addr}: noted its key {key}")
+
+    def tell(self, kind: str, text: str = "", **facts: object) -> None:
+        """An event for whoever watches this client."""
+        event: ClientEvent = {
+            "v": 1,
+            "ms": time.time_ns() // 1_000_000,
+            "kind": kind,
+            "text": text,
+            "run_id": self.options.run_id,
+            "client": self.options.identity.public,
+        }
+        event.update(facts)  # type: ignore[typeddict-item]
+        self.options.on_event(event)
+
+    # ------------------------------------------------------------------ life
+    async def run(self) -> None:
+        key8 = self.options.identity.public[:8]
+        path = self.options.directory or home() / "runs" / self.options.run_id / key8
+        with ParticipantDirectory(path) as directory:
+            self.files = ClientFiles(directory)
+            self.connection.plan_hash = self.files.plan_hash()
+            stop = stop_requested()
+            reading = asyncio.create_task(self._read())
+            handling = asyncio.create_task(self._handle_all())
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                done, _ = await asyncio.wait(
+                    {reading, handling, stopping}, return_when=asyncio.FIRST_COMPLETED
+                )
+                if stopping in done:
+                    await self._leave()
+                    raise Interrupted("stopped by a signal; start the same command again to go on")
+                for task in (handling, reading):
+                    if task in done:
+                        task.result()
+            finally:
+                for task in (reading, handling, stopping):
+                    task.cancel()
+                await asyncio.gather(reading, handling, stopping, return_exceptions=True)
+                if hasattr(self, "worker"):
+                    await self.worker.stop()
+                await self.connection.close()
+
+    async def _leave(self) -> None:
+        self.tell("leaving", "leaving the run")
+        left = Left(client=self.options.identity.public, how="left", reason="stopped by its owner")
+        try:
+            await asyncio.wait_for(self.connection.ask(left), 2.0)
+        except (TimeoutError, ManyhandsError):
+            self.tell("leaving", "the server did not hear the good-bye; it will notice by itself")
+
+    async def _read(self) -> None:
+        async for delivery in self.connection.deliveries():
+            self._deliveries.put_nowait(delivery)
+
+    async def _handle_all(self) -> None:
+        await self.connection.until_connected()
+        await self._open_run()
+        while True:
+            if await self._handle(await self._deliveries.get()):
+                return
+
+    async def _open_run(self) -> None:
+        """Check the descriptor, fetch the materials, start the worker."""
+        welcome = self.connection.welcome
+        assert welcome is not None, "connected without a welcome"
+        self.descriptor = verify_descriptor(welcome.descriptor, welcome.signature, self.connection.server)
+        if self.descriptor.run_id != self.options.run_id:
+            raise Refused(f"the server answered with run '{self.descriptor.run_id}' for '{self.options.run_id}'")
+        check_runnable(self.descriptor.plan, self.options.allowed_tasks)
+        self.files.remember_plan(self.descriptor.plan_hash)
+        self.connection.plan_hash = self.descriptor.plan_hash
+        self.tell("joined", f"joined run {self.descriptor.run_id}", state="catching up",
+                  total_rounds=self.descriptor.plan.rounds.total)
+        for name, material in self.descriptor.materials.items():
+            await self.files.fetch_material(self.connection, name, material.blob, material.size_bytes)
+        self.worker = ClientWorker(self.descriptor, self.files, self.options, self._progress)
+        self.contributor = Contributor(self)
+        await self.worker.start()
+
+    def _progress(self, facts: dict[str, object]) -> None:
+        """From the worker, several times a second at most."""
+        self.connection.progress = self.connection.progress.model_copy(
+            update={**facts, "bytes_up": self.files.bytes_up, "bytes_down": self.files.bytes_down}
+        )
+        self.tell("progress", state="working", **{
+            "round": facts.get("round"), "steps_done": facts.get("step"), "steps": facts.get("steps"),
+            "loss": facts.get("loss"), "tokens_per_s": facts.get("tokens_per_s"),
+            "bytes_up": self.files.bytes_up, "bytes_down": self.files.bytes_down,
+        })
+
+    # ------------------------------------------------------------------ deliveries
+    async def _handle(self, delivery: Deliver) -> bool:
+        """True when the run is over."""
+        body = delivery.body
+        match body:
+            case CatchUp():
+                await self._catch_up(body)
+            case Work():
+                await self.contributor.begin(body)
+            case Abandon():
+                self.contributor.abandon(body.assignment)
+            case Closed():
+                if not verify_document(self.connection.server, CLOSING_DOMAIN, body.closing, delivery.signature):
+                    raise Refused(f"the closing of round {body.closing.round} does not carry the server's signature")
+                await self._close(body)
+            case Reveal():
+                for contribution in body.contributions:
+                    await self.contributor.witness(contribution)
+            case TakeSnapshot():
+                await self.contributor.take_snapshot(body.round)
+            case PhaseChanged():
+                return self._phase(body)
+            case Dismissed():
+                if body.final:
+                    raise Refused(f"dismissed from the run: {body.reason}")
+                self.tell("dismissed", body.reason)
+                await self.connection.start_over(self.round)
+        return False
+
+    def _phase(self, body: PhaseChanged) -> bool:
+        self.tell("phase", f"the run is {body.phase.replace('_', ' ')}: {body.reason}", phase=body.phase)
+        if body.phase == "failed":
+            raise ManyhandsError(f"the run has failed: {body.reason}")
+        if body.phase == "finished":
+            self.tell("finished", "the run is finished", state="finished")
+        return body.phase == "finished"
+
+    async def _catch_up(self, body: CatchUp) -> None:
+        """Public from a snapshot, unless what is held will do, and the closings since."""
+        await self.contributor.end_work(counted=False)
+        overtaken = self.round is not None and self.round >= body.round
+        if body.snapshot is not None and not overtaken:
+            self.tell("catching_up", f"loading the snapshot at round {body.snapshot.round}", state="catching up")
+            path = await self.files.fetch(self.connection, body.snapshot.blob)
+            await self.worker.load(body.snapshot, path)
+            self.round = body.snapshot.round
+        for closed in body.closed:
+            await self._apply(closed)
+        assert self.round is not None, "a CatchUp without a snapshot to a client that holds nothing"
+        self.connection.has_round = self.round
+        await self._say_ready()
+
+    async def _close(self, closed: Closed) -> None:
+        if self.round is None or closed.closing.round < self.round:
+            return
+        counted = any(c.client == self.options.identity.public for c in closed.closing.counted)
+        await self.contributor.end_work(counted=counted)
+        if not await self._apply(closed):
+            return
+        self.tell("closed", state="waiting", round=closed.closing.round,
+                  counted=len(closed.closing.counted))
+        await self._say_ready()
+
+    async def _apply(self, closed: Closed) -> bool:
+        """Apply one closing to public. False if this client has to start over from a snapshot."""
+        number = closed.closing.round
+        if self.round is None or number < self.round:
+            return True
+        if number > self.round:
+            self.tell("behind", f"round {self.round} is missing before round {number}: catching up")
+            await self.connection.start_over(self.round)
+            return False
+        paths = await self.files.fetch_closed(self.connection, closed)
+        fingerprint = await self.worker.close(closed, paths)
+        self.round = number + 1
+        self.connection.has_round = self.round
+        mesh = self.descriptor.plan.topology == "mesh"
+        if fingerprint is None:
+            return True
+        differs = closed.fingerprint is not None and fingerprint != closed.fingerprint
+        if mesh or differs:
+            await self.connection.ask(
+                Fingerprinted(client=self.options.identity.public, round=number, fingerprint=fingerprint)
+            )
+        if differs:
+            self.tell("drift", f"public differs from the run's after round {number}: fetching it anew")
+            self.round = None
+            await self.connection.start_over(None)
+            return False
+        return True
+
+    async def _say_ready(self) -> None:
+        assert self.round is not None
+        await self.connection.ask(Ready(client=self.options.identity.public, round=self.round))
+
+

@@ -1,0 +1,177 @@
+"""The client's worker process, kept alive: started, and after a death started again where it was.
+
+`base` and `applied` are enough to make the worker's public anew: a snapshot on disk and the closings since. The
+client's local state is on disk too (the worker saves it after each work), so a death costs the work under way and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from manyhands.coordination.types import Claims, Closed, Snapshot, Work
+from manyhands.errors import WorkerError
+from manyhands.node.client.files import ClientFiles
+from manyhands.node.worker_process import WorkerProcess
+from manyhands.plan.descriptor import RunDescriptor
+
+if TYPE_CHECKING:
+    from manyhands.node.client.node import ClientOptions
+
+RESTARTS = 5
+RESTART_WINDOW_S = 600.0
+
+_claims = TypeAdapter(Claims)
+_closed = TypeAdapter(Closed)
+_work = TypeAdapter(Work)
+
+
+class ClientWorker:
+    """Calls survive the worker's death, up to RESTARTS times in RESTART_WINDOW_S; then WorkerError ends the client."""
+
+    def __init__(
+        self,
+        descriptor: RunDescriptor,
+        files: ClientFiles,
+        options: ClientOptions,
+        on_progress: Callable[[dict[str, object]], None],
+    ) -> None:
+        self._descriptor = descriptor
+        self._files = files
+        self._options = options
+        self._on_progress = on_progress
+        self._process: WorkerProcess | None = None
+        self._deaths: list[float] = []
+        self._base: tuple[Snapshot, Path] | None = None
+        self._applied: list[tuple[Closed, list[Path]]] = []
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start the process and open the run in it."""
+        dummy = self._descriptor.plan.task.name == "dummy"
+        self._process = await WorkerProcess.start(
+            f"manyhands.node.workers.{'dummy' if dummy else 'client'}_worker",
+            log=self._files.logs / "worker.log",
+            on_notice=self._notice,
+        )
+        await self._process.call(
+            "open",
+            descriptor=self._descriptor.model_dump(mode="json"),
+            directory=str(self._files.directory.path),
+            device=self._options.device,
+            threads=self._options.threads,
+            micro_batch_size=self._options.micro_batch_size,
+            dummy_delay_s=self._options.dummy_delay_s,
+            allowed_tasks=list(self._options.allowed_tasks),
+        )
+
+    async def stop(self) -> None:
+        if self._process is not None:
+            await self._process.stop()
+
+    def abandon(self, assignment: str) -> None:
+        if self._process is not None:
+            self._process.abandon(assignment)
+
+    # ------------------------------------------------------------------ operations
+    async def load(self, snapshot: Snapshot, path: Path) -> None:
+        """Public (in a mesh also outer) from a snapshot; raises BlobError if it is not the one named."""
+        self._base, self._applied = (snapshot, path), []
+        await self._call("load", path=str(path), round=snapshot.round, fingerprint=snapshot.fingerprint)
+        self._forget()
+
+    async def close(self, closed: Closed, paths: list[Path]) -> str | None:
+        """Apply a closing; the fingerprint of public afterwards (None from a dummy)."""
+        fingerprint = await self._close(closed, paths)
+        self._applied.append((closed, paths))
+        if len(self._applied) >= self._descriptor.plan.rounds.snapshot_every and fingerprint is not None:
+            await self._save_base(closed.closing.round + 1, fingerprint)
+        return fingerprint
+
+    async def work(self, work: Work, path: Path) -> Claims | None:
+        """Do an assignment and write its update to `path`; None if it was abandoned."""
+        claims = await self._call("work", work=_work.dump_python(work, mode="json"), path=str(path))
+        return None if claims is None else _claims.validate_python(claims)
+
+    async def check(self, path: Path, norm: float) -> str:
+        """Why the update at `path` is not acceptable; empty if it is."""
+        return str(await self._call("check", path=str(path), norm=norm))
+
+    async def snapshot(self, path: Path) -> str:
+        """Write a snapshot of public (in a mesh with outer); its fingerprint."""
+        return str(await self._call("snapshot", path=str(path)))
+
+    # ------------------------------------------------------------------ inside
+    def _notice(self, notice: dict[str, Any]) -> None:
+        if "progress" in notice:
+            self._on_progress(notice["progress"])
+
+    async def _close(self, closed: Closed, paths: list[Path]) -> str | None:
+        result = await self._call(
+            "close", closed=_closed.dump_python(closed, mode="json"), paths=[str(path) for path in paths]
+        )
+        return None if result is None else str(result)
+
+    async def _save_base(self, at: int, fingerprint: str) -> None:
+        path = self._files.directory.path / f"public-{at}.safetensors"
+        old = self._base
+        await self._call("snapshot", path=str(path))
+        assert self._base is not None
+        self._base = (Snapshot(round=at, blob=self._base[0].blob, fingerprint=fingerprint), path)
+        self._applied = []
+        if old is not None and old[1] != path:
+            old[1].unlink(missing_ok=True)
+        self._forget()
+
+    def _forget(self) -> None:
+        keep = {path for _, paths in self._applied for path in paths}
+        if self._base is not None:
+            keep.add(self._base[1])
+        self._files.forget(keep)
+
+    async def _call(self, operation: str, **arguments: Any) -> Any:
+        while True:
+            process = self._process
+            if process is not None and process.alive:
+                try:
+                    return await process.call(operation, **arguments)
+                except WorkerError as death:
+                    if process.alive:  # the operation failed, not the process
+                        raise
+                    self._count_death(death)
+            await self._start_again()
+
+    def _count_death(self, death: WorkerError) -> None:
+        now = time.monotonic()
+        self._deaths = [at for at in self._deaths if now - at < RESTART_WINDOW_S] + [now]
+        if len(self._deaths) > RESTARTS:
+            raise WorkerError(f"the worker died {len(self._deaths)} times in ten minutes; the last time: {death}")
+
+    async def _start_again(self) -> None:
+        """A new process with the public of the old one."""
+        await self.stop()
+        await self.start()
+        assert self._process is not None
+        if self._base is None:
+            return
+        snapshot, path = self._base
+        try:
+            await self._process.call(
+                "load", path=str(path), round=snapshot.round, fingerprint=snapshot.fingerprint
+            )
+            for closed, paths in self._applied:
+                await self._process.call(
+                    "close", closed=_closed.dump_python(closed, mode="json"), paths=[str(p) for p in paths]
+                )
+        except WorkerError as death:
+            if self._process.alive:
+                raise
+            self._count_death(death)

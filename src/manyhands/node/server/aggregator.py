@@ -1,0 +1,151 @@
+"""The aggregator of a star, as the server sees it: a worker process, and what it is told.
+
+It is told what coordination decides (Merge, Advance, TakeSnapshot) and its answers become events. When it dies it
+is started again and told the situation anew: the accepted updates of the open round in their order, then the
+rest; what it had advanced durably before its death it recognizes and answers as it did.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from manyhands.coordination.machine import situation
+from manyhands.coordination.types import (
+    AGGREGATOR,
+    Advance,
+    Advanced,
+    Body,
+    Closing,
+    Failed,
+    Merge,
+    Snapshot,
+    SnapshotStored,
+    TakeSnapshot,
+    Verdict,
+)
+from manyhands.errors import BlobError, UpdateError, WorkerError
+from manyhands.node.server.served_run import ServedRun
+from manyhands.node.worker_process import WorkerProcess
+
+RESTARTS = 5
+RESTART_WINDOW_S = 600.0
+
+_closing = TypeAdapter(Closing)
+log = logging.getLogger(__name__)
+
+
+class Aggregator:
+    """`run` goes on until it is cancelled, or until the worker has died too often: then the run has failed."""
+
+    def __init__(self, run: ServedRun) -> None:
+        self._run = run
+        self._worker: WorkerProcess | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._worker.pid if self._worker is not None else None
+
+    async def run(self) -> None:
+        deaths: list[float] = []
+        while True:
+            try:
+                await self._serve()
+                return
+            except WorkerError as death:
+                log.error("the aggregator of %s: %s", self._run.run_id, death)
+                now = time.monotonic()
+                deaths = [at for at in deaths if now - at < RESTART_WINDOW_S] + [now]
+                if len(deaths) > RESTARTS:
+                    reason = f"the aggregator died {len(deaths)} times in ten minutes: {death}"
+                    await self._run.driver.submit(Failed(reason=reason))
+                    return
+            finally:
+                if self._worker is not None:
+                    await self._worker.stop()
+
+    async def _serve(self) -> None:
+        run, driver = self._run, self._run.driver
+        self._worker = worker = await WorkerProcess.start(
+            "manyhands.node.workers.aggregator_worker", log=run.directory / "logs" / "aggregator.log"
+        )
+        await worker.call(
+            "open",
+            descriptor=run.descriptor.model_dump(mode="json"),
+            directory=str(run.directory / "aggregator"),
+            first_public=str(run.blobs.path(run.descriptor.first_snapshot.blob)),
+        )
+        mailbox = driver.subscribe(AGGREGATOR)
+        try:
+            for body in situation(driver.state, AGGREGATOR):  # no await since subscribe: nothing falls between
+                await self._do(worker, body)
+            while (delivery := await mailbox.get()) is not None:
+                await self._do(worker, delivery.body)
+        finally:
+            driver.unsubscribe(mailbox)
+
+    async def _do(self, worker: WorkerProcess, body: Body) -> None:
+        match body:
+            case Merge():
+                await self._merge(worker, body)
+            case Advance():
+                await self._advance(worker, body.closing)
+            case TakeSnapshot():
+                await self._snapshot(worker, body.round)
+            case _:
+                raise AssertionError(f"{body.kind} is not for the aggregator")
+
+    async def _merge(self, worker: WorkerProcess, body: Merge) -> None:
+        norm: float | None = None
+        reason = ""
+        try:
+            path = self._run.blobs.path(body.update.blob)
+            norm = await worker.call(
+                "merge",
+                round_number=body.round,
+                assignment=body.assignment,
+                path=str(path),
+                weight=body.weight,
+                norm=body.norm,
+            )
+        except (UpdateError, BlobError) as error:
+            reason = str(error)[:500]
+        await self._run.driver.submit(
+            Verdict(
+                by=AGGREGATOR,
+                round=body.round,
+                assignment=body.assignment,
+                accepted=not reason,
+                reason=reason,
+                norm=norm,
+            )
+        )
+
+    async def _advance(self, worker: WorkerProcess, closing: Closing) -> None:
+        run = self._run
+        change = run.directory / "aggregator" / f"change-{closing.round}.safetensors"
+        answer: dict[str, Any] = await worker.call(
+            "advance", closing=_closing.dump_python(closing, mode="json"), change_path=str(change)
+        )
+        # The worker keeps its own name for the file until the next advance: it may be asked again.
+        aside = change.with_name(f"publish-{closing.round}.safetensors")
+        aside.unlink(missing_ok=True)
+        os.link(change, aside)
+        ref = await run.keep_file(aside, "change", closing.round)
+        await run.driver.submit(
+            Advanced(round=closing.round, change=ref, fingerprint=answer["fingerprint"])
+        )
+
+    async def _snapshot(self, worker: WorkerProcess, at: int) -> None:
+        run = self._run
+        path = run.directory / "aggregator" / f"snapshot-{at}.safetensors"
+        answer: dict[str, Any] = await worker.call("snapshot", path=str(path))
+        if answer["round"] != at:
+            return  # asked too late: the round after it has been applied
+        blob = await run.keep_file(path, "snapshot", at)
+        snapshot = Snapshot(round=at, blob=blob, fingerprint=answer["fingerprint"])
+        await run.driver.submit(SnapshotStored(by=AGGREGATOR, snapshot=snapshot))

@@ -1,0 +1,90 @@
+"""From a plan to a run: materials made once, by a worker process, and named in a signed descriptor.
+
+A plan that is started again under the same run id finds its run; another plan under that id is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+from manyhands.coordination.types import BlobRef
+from manyhands.errors import PlanError
+from manyhands.identity.keys import Identity
+from manyhands.network.blobs.store import BlobStore
+from manyhands.node.worker_process import WorkerProcess
+from manyhands.plan.descriptor import Material, Parameter, RunDescriptor
+from manyhands.plan.resolve import new_run_id, plan_hash
+from manyhands.plan.schema import Plan
+from manyhands.plan.signing import sign_descriptor
+from manyhands.storage.blob_index import BlobIndex
+from manyhands.storage.database import Database
+from manyhands.storage.runs import StoredRun, create_run, list_runs
+
+
+def find_run(database: Database, plan: Plan, run_id: str | None) -> StoredRun | None:
+    """The run that this plan has started before: by run id, else the latest unfinished one of the same plan.
+
+    Raises PlanError when the run id belongs to another plan.
+    """
+    wanted = run_id or plan.run_id
+    digest = plan_hash(plan)
+    same: StoredRun | None = None
+    for stored in list_runs(database):
+        descriptor = RunDescriptor.model_validate_json(stored.descriptor)
+        if wanted is not None and stored.run_id == wanted:
+            if descriptor.plan_hash != digest:
+                raise PlanError(
+                    f"run '{wanted}' exists with another plan ({descriptor.plan_hash[:16]}..., this one is "
+                    f"{digest[:16]}...). A run's plan cannot change: choose another --run-id."
+                )
+            return stored
+        if wanted is None and descriptor.plan_hash == digest and stored.phase not in ("finished", "failed"):
+            same = stored
+    return same
+
+
+async def prepare_run(
+    database: Database, blobs: BlobStore, identity: Identity, plan: Plan, run_id: str | None, runs: Path
+) -> str:
+    """Make a new run and store it; returns its id. Raises DataError, PlanError."""
+    run_id = run_id or plan.run_id or new_run_id(plan)
+    work = runs / run_id / "server" / "preparation"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    worker = await WorkerProcess.start(
+        "manyhands.node.workers.prepare_worker", log=runs / run_id / "server" / "logs" / "prepare.log"
+    )
+    try:
+        made: dict[str, Any] = await worker.call(
+            "prepare", plan=plan.model_dump(mode="json"), directory=str(work)
+        )
+    finally:
+        await worker.stop()
+
+    refs: dict[str, BlobRef] = {}
+    for name, path in {**made["materials"], "": made["first_snapshot"]}.items():
+        manifest = await asyncio.to_thread(blobs.put_file, Path(path), move=True)
+        refs[name] = BlobRef(blob=manifest.blob_id, size_bytes=manifest.size_bytes)
+    first = refs.pop("")
+    descriptor = RunDescriptor(
+        run_id=run_id,
+        plan=plan,
+        plan_hash=plan_hash(plan),
+        samples=made["samples"],
+        parameters=tuple(Parameter.model_validate(p) for p in made["parameters"]),
+        materials={name: Material(blob=r.blob, size_bytes=r.size_bytes) for name, r in refs.items()},
+        first_snapshot=Material(blob=first.blob, size_bytes=first.size_bytes),
+        first_fingerprint=made["fingerprint"],
+        server_key=identity.public,
+    )
+    text = descriptor.model_dump_json()
+    await asyncio.to_thread(create_run, database, run_id, text, sign_descriptor(identity, descriptor))
+    index = BlobIndex(database, run_id)
+    for ref in refs.values():
+        await asyncio.to_thread(index.add, ref.blob, ref.size_bytes, "material", None)
+    await asyncio.to_thread(index.add, first.blob, first.size_bytes, "snapshot", 0)
+    shutil.rmtree(work, ignore_errors=True)
+    return run_id

@@ -1,0 +1,246 @@
+"""One run's coordinator at work: the only writer of its log, and the only caller of `tick`.
+
+Everything that happens to a run is an event submitted here. Events that arrive together are ticked one by one and
+appended in one transaction (group commit); only then does anybody learn of their effects, and only then is
+`submit` done. Whoever waits for deliveries holds a `Mailbox`. Heartbeats are no events: the driver watches them
+and submits what follows from their absence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from manyhands.coordination.machine import initial_state, next_deadline, tick
+from manyhands.coordination.state import RunState
+from manyhands.coordination.types import (
+    EVERYONE,
+    Body,
+    ClientId,
+    ClockPassed,
+    Event,
+    Left,
+    Recovered,
+    ServerStarted,
+    Snapshot,
+    Suspected,
+)
+from manyhands.errors import StorageError
+from manyhands.plan.descriptor import RunDescriptor
+from manyhands.storage.events import RunLog
+from manyhands.storage.records import EffectRecord, EventRecord
+
+BATCH_EVENTS = 256
+SNAPSHOT_EVERY_EVENTS = 500
+WATCH_S = 0.25
+
+
+def clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """An effect on its way to one recipient."""
+
+    sequence: int
+    n: int
+    body: Body
+
+
+@dataclass(eq=False, slots=True)
+class Mailbox:
+    """Deliveries to one recipient, in order. Closed by the driver or by whoever holds it."""
+
+    recipient: str
+    is_client: bool
+    queue: asyncio.Queue[Delivery | None] = field(default_factory=asyncio.Queue)
+
+    async def get(self) -> Delivery | None:
+        """The next delivery; None when the mailbox is closed."""
+        return await self.queue.get()
+
+    def close(self) -> None:
+        self.queue.put_nowait(None)
+
+
+class RunDriver:
+    """Owns a run's log and state between `start` and `stop`."""
+
+    def __init__(self, log: RunLog, owner: str) -> None:
+        self._log = log
+        self._owner = owner
+        self._epoch = -1
+        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[int]]] = asyncio.Queue()
+        self._mailboxes: list[Mailbox] = []
+        self._heard: dict[ClientId, float] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._snapshot_at = 0
+        self.records: list[EventRecord] = []
+        self.changed = asyncio.Condition()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.state: RunState
+
+    # ------------------------------------------------------------------ life
+    async def start(self, descriptor: RunDescriptor, first: Snapshot) -> None:
+        """Take the lease, replay the log, tell the run that its server is back, and begin to work."""
+        self._epoch = await asyncio.to_thread(self._log.acquire, self._owner)
+        self.records = await asyncio.to_thread(lambda: list(self._log.all_records()))
+        loaded = await asyncio.to_thread(self._log.load)
+        state = loaded.state or initial_state(descriptor.run_id, descriptor.plan, descriptor.samples, first)
+        for record in loaded.records:
+            state = tick(state, [record.event], record.now_ms, record.seed).state
+        self.state = state
+        self._snapshot_at = state.sequence
+        self._tasks = [
+            asyncio.create_task(self._write(), name=f"log of {descriptor.run_id}"),
+            asyncio.create_task(self._watch(), name=f"watch of {descriptor.run_id}"),
+        ]
+        downtime_ms = max(0, clock_ms() - state.now_ms) if self.records else 0
+        await self.submit(ServerStarted(downtime_ms=downtime_ms))
+        now = time.monotonic()
+        self._heard = dict.fromkeys(self.state.clients, now)
+
+    async def stop(self) -> None:
+        for mailbox in self._mailboxes:
+            mailbox.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ------------------------------------------------------------------ events in
+    async def submit(self, event: Event) -> int:
+        """Append an event; its sequence number, once it is durable. Raises StorageError if the log is gone."""
+        if self.failed.done():
+            raise StorageError("the run's log cannot be written any more; see the server's log")
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait((event, future))
+        return await future
+
+    def heard(self, client: ClientId) -> None:
+        """A heartbeat, or anything else, came from this client."""
+        self._heard[client] = time.monotonic()
+        known = self.state.clients.get(client)
+        if known is not None and known.suspected and known.status in ("catching_up", "ready"):
+            self._submit_later(Recovered(client=client))
+
+    def silent(self, client: ClientId) -> None:
+        """The client's connection has closed: suspect it now, rather than after its next missing heartbeat."""
+        known = self.state.clients.get(client)
+        if known is not None and not known.suspected and known.status in ("catching_up", "ready"):
+            self._submit_later(Suspected(client=client))
+
+    def last_heard_s(self, client: ClientId) -> float | None:
+        """Seconds since the client was heard, None if never by this process."""
+        at = self._heard.get(client)
+        return None if at is None else time.monotonic() - at
+
+    def _submit_later(self, event: Event) -> None:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._inbox.put_nowait((event, future))
+
+    # ------------------------------------------------------------------ effects out
+    def subscribe(self, recipient: str, *, is_client: bool = False) -> Mailbox:
+        """Deliveries to `recipient` from now on; clients also get those to everyone."""
+        mailbox = Mailbox(recipient, is_client)
+        self._mailboxes.append(mailbox)
+        return mailbox
+
+    def unsubscribe(self, mailbox: Mailbox) -> None:
+        if mailbox in self._mailboxes:
+            self._mailboxes.remove(mailbox)
+
+    async def missed(self, recipient: str, seen: tuple[int, int]) -> list[Delivery]:
+        """What went to a client after the delivery `seen`, from the log."""
+        effects = await asyncio.to_thread(self._log.effects_after, recipient, seen)
+        return [Delivery(sequence=e.sequence, n=e.n, body=e.effect.body) for e in effects]
+
+    # ------------------------------------------------------------------ inside
+    async def _write(self) -> None:
+        while True:
+            batch = [await self._inbox.get()]
+            while len(batch) < BATCH_EVENTS and not self._inbox.empty():
+                batch.append(self._inbox.get_nowait())
+            try:
+                await self._append(batch)
+            except StorageError as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                if not self.failed.done():
+                    self.failed.set_exception(error)
+                return
+
+    async def _append(self, batch: Sequence[tuple[Event, asyncio.Future[int]]]) -> None:
+        """Tick, make durable, and only then show."""
+        state = self.state
+        records: list[EventRecord] = []
+        effects: list[EffectRecord] = []
+        for event, _ in batch:
+            now, seed = max(clock_ms(), state.now_ms), secrets.randbits(63)
+            result = tick(state, [event], now, seed)
+            state = result.state
+            records.append(EventRecord(sequence=state.sequence, now_ms=now, seed=seed, event=event))
+            effects += [
+                EffectRecord(sequence=e.sequence, n=e.n, effect=e.effect)
+                for e in result.effects
+            ]
+        keep = state if state.sequence - self._snapshot_at >= SNAPSHOT_EVERY_EVENTS else None
+        await asyncio.to_thread(
+            self._log.append,
+            self._epoch,
+            self.state.sequence,
+            records,
+            effects,
+            keep,
+            phase=state.phase if state.phase != self.state.phase else None,
+        )
+        if keep is not None:
+            self._snapshot_at = keep.sequence
+        self.state = state
+        self.records += records
+        for record in effects:
+            self._deliver(record)
+        for (_, future), event_record in zip(batch, records, strict=True):
+            if not future.done():
+                future.set_result(event_record.sequence)
+        async with self.changed:
+            self.changed.notify_all()
+
+    def _deliver(self, effect: EffectRecord) -> None:
+        delivery = Delivery(sequence=effect.sequence, n=effect.n, body=effect.effect.body)
+        to = effect.effect.to
+        for mailbox in self._mailboxes:
+            if to == mailbox.recipient or (to == EVERYONE and mailbox.is_client):
+                mailbox.queue.put_nowait(delivery)
+
+    async def _watch(self) -> None:
+        """Deadlines and silence. If this process itself stood still, nobody else is blamed for it."""
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            stood_still = now - before - WATCH_S
+            before = now
+            if stood_still > 1.0:
+                self._heard = {client: at + stood_still for client, at in self._heard.items()}
+            deadline = next_deadline(self.state)
+            if deadline is not None and clock_ms() >= deadline:
+                await self.submit(ClockPassed())
+            for client in list(self.state.clients.values()):
+                await self._watch_client(client.key, now)
+
+    async def _watch_client(self, key: ClientId, now: float) -> None:
+        client = self.state.clients[key]
+        if client.status not in ("catching_up", "ready"):
+            return
+        silence = now - self._heard.setdefault(key, now)
+        rounds = self.state.plan.rounds
+        if silence > rounds.lost_after_s:
+            await self.submit(Left(client=key, how="lost", reason=f"not heard for {silence:.0f} s"))
+        elif silence > rounds.suspected_after_s and not client.suspected:
+            await self.submit(Suspected(client=key))

@@ -1,0 +1,259 @@
+"""A client's session with the server: sign-in, deliveries out, intents in.
+
+One WebSocket each. A session is admitted by the coordinator's rules (`may_join`); one that comes back as the same
+boot goes on after the last delivery that it has handled, any other one joins anew. The token that the sign-in
+yields opens the blob routes, for this run and as long as the session lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from manyhands.coordination.machine import may_join
+from manyhands.coordination.state import Client
+from manyhands.coordination.types import Closed, Joined
+from manyhands.errors import ManyhandsError, ProtocolError, Refused, StorageError, UpdateError
+from manyhands.identity.canonical import sign_document
+from manyhands.identity.keys import Identity
+from manyhands.network import messages
+from manyhands.network.messages import (
+    Ack,
+    Deliver,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Intent,
+    Progress,
+    Proof,
+    Rejected,
+    Welcome,
+)
+from manyhands.network.sign_in import challenge, check_proof
+from manyhands.node.server.intents import carry_out
+from manyhands.node.server.run_driver import Delivery, Mailbox, clock_ms
+from manyhands.node.server.served_run import ServedRun
+
+SIGN_IN_TIMEOUT_S = 10.0
+CLOSING_DOMAIN = "manyhands closing v1"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Session:
+    """A signed-in client. `opened`: blobs that it may upload now, with their sizes."""
+
+    client: str
+    boot: str
+    token: str
+    run: ServedRun
+    socket: WebSocket
+    opened: dict[str, int] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+    last_heard_ms: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Sessions:
+    """All live sessions of a server, by token and by (run, client)."""
+
+    by_token: dict[str, Session] = field(default_factory=dict)
+    by_client: dict[tuple[str, str], Session] = field(default_factory=dict)
+
+    def add(self, session: Session) -> None:
+        self.by_token[session.token] = session
+        self.by_client[session.run.run_id, session.client] = session
+
+    def remove(self, session: Session) -> bool:
+        """True if it was still the session of its client."""
+        self.by_token.pop(session.token, None)
+        key = (session.run.run_id, session.client)
+        if self.by_client.get(key) is session:
+            del self.by_client[key]
+            return True
+        return False
+
+
+async def serve_client(
+    socket: WebSocket, runs: dict[str, ServedRun], sessions: Sessions, identity: Identity
+) -> None:
+    """Everything that happens on one WebSocket, from its acceptance to its end."""
+    await socket.accept()
+    try:
+        hello, run = await _sign_in(socket, runs, identity)
+        session, mailbox, backlog = await _admit(socket, hello, run, sessions)
+    except Refused as error:
+        final = not isinstance(error, TryAgain)
+        await _close(socket, Rejected(reason=str(error), final=final))
+        return
+    except (ProtocolError, TimeoutError) as error:
+        await _close(socket, Rejected(reason=str(error) or "the sign-in took too long", final=True))
+        return
+    except WebSocketDisconnect:
+        return
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_send(session, mailbox, backlog, identity))
+            group.create_task(_receive(session, mailbox))
+    except* (WebSocketDisconnect, RuntimeError):
+        pass  # RuntimeError: starlette's word for sending to a closed socket
+    finally:
+        run.driver.unsubscribe(mailbox)
+        if sessions.remove(session):
+            run.driver.silent(session.client)
+
+
+class TryAgain(Refused):
+    """Refused as things stand; later may be different."""
+
+
+async def _sign_in(
+    socket: WebSocket, runs: dict[str, ServedRun], identity: Identity
+) -> tuple[Hello, ServedRun]:
+    async with asyncio.timeout(SIGN_IN_TIMEOUT_S):
+        hello = messages.from_client(await socket.receive_text())
+        if not isinstance(hello, Hello):
+            raise ProtocolError(f"expected 'hello' first, got '{hello.type}'")
+        sent = challenge(identity, hello)
+        await socket.send_text(messages.encode(sent))
+        proof = messages.from_client(await socket.receive_text())
+        if not isinstance(proof, Proof):
+            raise ProtocolError(f"expected 'proof', got '{proof.type}'")
+        check_proof(hello, sent, proof)
+    run = runs.get(hello.run_id)
+    if run is None:
+        there = ", ".join(sorted(runs)) or "none"
+        raise Refused(f"there is no run '{hello.run_id}' on this server; its runs: {there}")
+    if hello.plan_hash is not None and hello.plan_hash != run.descriptor.plan_hash:
+        raise Refused(
+            f"run '{hello.run_id}' has plan {run.descriptor.plan_hash[:16]}..., but this client has worked on "
+            f"{hello.plan_hash[:16]}... under that name. Look at the new plan with `manyhands server status`, "
+            "then move the client's directory of the run away to take part again."
+        )
+    return hello, run
+
+
+async def _admit(
+    socket: WebSocket, hello: Hello, run: ServedRun, sessions: Sessions
+) -> tuple[Session, Mailbox, list[Delivery]]:
+    """Let a client in, or raise Refused. Returns what it has missed, if it can go on where it was."""
+    driver, key = run.driver, hello.client
+    refusal = may_join(driver.state, key, hello.boot, clock_ms())
+    if refusal is not None:
+        known = driver.state.clients.get(key)
+        alive = known is not None and known.status in ("catching_up", "ready")
+        raise (TryAgain if alive else Refused)(refusal)
+    old = sessions.by_client.get((run.run_id, key))
+    if old is not None:
+        await _close(old.socket, Goodbye(reason="this client has connected again", final=False))
+        sessions.remove(old)
+    session = Session(
+        client=key,
+        boot=hello.boot,
+        token=secrets.token_hex(32),
+        run=run,
+        socket=socket,
+        last_heard_ms=clock_ms(),
+    )
+    known = driver.state.clients.get(key)
+    resumed = hello.seen is not None and known is not None and _same_session(known, hello)
+    mailbox = driver.subscribe(key, is_client=True)
+    try:
+        backlog = await _first_deliveries(hello, run, mailbox, resumed=resumed)
+    except StorageError as error:
+        driver.unsubscribe(mailbox)
+        raise TryAgain(str(error)) from error
+    sessions.add(session)
+    driver.heard(key)
+    welcome = Welcome(
+        token=session.token,
+        descriptor=run.descriptor_text,
+        signature=run.descriptor_signature,
+        heartbeat_s=min(0.5, run.descriptor.plan.rounds.suspected_after_s / 4),
+        resumed=resumed,
+    )
+    await socket.send_text(messages.encode(welcome))
+    return session, mailbox, backlog
+
+
+def _same_session(known: Client, hello: Hello) -> bool:
+    return known.boot == hello.boot and known.status in ("catching_up", "ready")
+
+
+async def _first_deliveries(
+    hello: Hello, run: ServedRun, mailbox: Mailbox, *, resumed: bool
+) -> list[Delivery]:
+    """What to send before the mailbox; the mailbox was opened before, so that nothing falls between."""
+    driver = run.driver
+    if resumed and hello.seen is not None:
+        return await driver.missed(hello.client, hello.seen)
+    joined = Joined(client=hello.client, boot=hello.boot, label=hello.label, has_round=hello.has_round)
+    sequence = await driver.submit(joined)
+    waiting = [mailbox.queue.get_nowait() for _ in range(mailbox.queue.qsize())]
+    return [d for d in waiting if d is not None and d.sequence >= sequence]
+
+
+async def _send(session: Session, mailbox: Mailbox, backlog: list[Delivery], identity: Identity) -> None:
+    last = (-1, -1)
+    for delivery in backlog:
+        last = (delivery.sequence, delivery.n)
+        await session.socket.send_text(messages.encode(_message(delivery, identity)))
+    while (next_one := await mailbox.get()) is not None:
+        if (next_one.sequence, next_one.n) <= last:
+            continue
+        await session.socket.send_text(messages.encode(_message(next_one, identity)))
+    await _close(session.socket, Goodbye(reason="the server is going down", final=False))
+
+
+def _message(delivery: Delivery, identity: Identity) -> Deliver:
+    body = delivery.body
+    signature = sign_document(identity, CLOSING_DOMAIN, body.closing) if isinstance(body, Closed) else ""
+    return Deliver(id=(delivery.sequence, delivery.n), body=body, signature=signature)
+
+
+async def _receive(session: Session, mailbox: Mailbox) -> None:
+    driver = session.run.driver
+    try:
+        while True:
+            message = messages.from_client(await session.socket.receive_text())
+            session.last_heard_ms = clock_ms()
+            driver.heard(session.client)
+            if isinstance(message, Heartbeat):
+                session.progress = message.progress
+            elif isinstance(message, Intent):
+                await _carry_out(session, message)
+            else:
+                raise ProtocolError(f"'{message.type}' is not expected after the sign-in")
+    except ProtocolError as error:
+        await _close(session.socket, Goodbye(reason=str(error), final=True))
+    finally:
+        mailbox.close()
+
+
+async def _carry_out(session: Session, intent: Intent) -> None:
+    started = time.monotonic()
+    try:
+        await carry_out(session, intent.body)
+        answer = Ack(id=intent.id)
+    except (Refused, UpdateError, ManyhandsError) as error:
+        if isinstance(error, StorageError):
+            raise
+        log.warning("intent %s of %s refused: %s", intent.body.kind, session.client[:8], error)
+        answer = Ack(id=intent.id, error=str(error))
+    log.debug("intent %s took %.1f ms", intent.body.kind, 1e3 * (time.monotonic() - started))
+    await session.socket.send_text(messages.encode(answer))
+
+
+async def _close(socket: WebSocket, last_word: Rejected | Goodbye) -> None:
+    """Say why, then close; the other side may be gone already."""
+    try:
+        await socket.send_text(messages.encode(last_word))
+        await socket.close()
+    except (WebSocketDisconnect, RuntimeError):
+        pass

@@ -1,0 +1,50 @@
+"""The aggregator's process: merges the updates of a star's rounds and advances public, in constant memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from manyhands.coordination.types import Closing
+from manyhands.node.workers.channel import open_channel
+from manyhands.plan.descriptor import RunDescriptor
+from manyhands.updates.aggregation import Aggregation
+
+_closing = TypeAdapter(Closing)
+
+
+class AggregatorWorker:
+    """Operations that the node calls by name."""
+
+    def open(self, descriptor: dict[str, Any], directory: str, first_public: str) -> dict[str, Any]:
+        run = RunDescriptor.model_validate(descriptor)
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self._aggregation = Aggregation(run.plan, run.parameters, Path(directory), Path(first_public))
+        return {"round": self._aggregation.round}
+
+    def merge(self, round_number: int, assignment: str, path: str, weight: int, norm: float) -> float:
+        """Check and add an update; its norm. Raises UpdateError, and then nothing was added."""
+        return self._aggregation.merge(
+            assignment, Path(path), round_number=round_number, weight=weight, norm=norm
+        )
+
+    def advance(self, closing: dict[str, Any], change_path: str) -> dict[str, Any]:
+        fingerprint = self._aggregation.advance(_closing.validate_python(closing), Path(change_path))
+        return {"fingerprint": fingerprint}
+
+    def snapshot(self, path: str) -> dict[str, Any]:
+        fingerprint = self._aggregation.snapshot(Path(path))
+        return {"round": self._aggregation.round, "fingerprint": fingerprint}
+
+
+def main() -> None:
+    worker = AggregatorWorker()
+    open_channel().serve(
+        {"open": worker.open, "merge": worker.merge, "advance": worker.advance, "snapshot": worker.snapshot}
+    )
+
+
+if __name__ == "__main__":
+    main()
