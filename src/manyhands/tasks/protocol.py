@@ -1,5 +1,6 @@
-"""What a task is: model, data, loss and metrics behind one Protocol, so that every run and every command treats
-all tasks alike. Extension point: the registry in tasks/registry.py, or a user's own task by dotted name.
+"""What a task is: model, data, loss and metrics behind one Protocol, so that every run and every command
+treats all tasks alike. Extension point: the registry in tasks/registry.py, or a user's own task by dotted
+name.
 """
 
 from __future__ import annotations
@@ -7,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
-import torch
 
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 
-Batch = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:  # the registry and the dummy task import this module in processes without torch
+    import torch
+
+Batch: TypeAlias = "Mapping[str, torch.Tensor]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,9 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """`mean`: scalar, to be differentiated. `count`: of what it is a mean over (tokens, samples), for averaging."""
+    """`mean`: scalar, to be differentiated. `count`: of what it is a mean over (tokens, samples), for
+    averaging.
+    """
 
     mean: torch.Tensor
     count: int

@@ -1,0 +1,57 @@
+"""The task families by name: the one place where a plan's task becomes code.
+
+A family's module is imported only when it is asked for, so a program without torch can use this registry
+for a task that needs none. A user's own task (`task.name=custom`) is imported only if its target is among
+those that the owner of this machine has allowed; a plan from elsewhere cannot name code to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping
+from typing import Final, cast
+
+from manyhands.errors import PlanError, Refused
+from manyhands.plan.schema import CustomTask, TaskSettings
+from manyhands.tasks.protocol import TaskFamily
+
+FAMILIES: Final[Mapping[str, str]] = {
+    "language_model": "manyhands.tasks.language_model:FAMILY",
+    "dummy": "manyhands.tasks.dummy:FAMILY",
+}
+"""name -> module:object, where object is a TaskFamily."""
+
+
+def family_of(task: TaskSettings, *, allowed: Collection[str] = ()) -> TaskFamily:
+    """The family of a plan's task.
+
+    `allowed`: targets of custom tasks that may be imported here. Raises Refused for any other, PlanError
+    for a target that cannot be imported or is no TaskFamily.
+    """
+    if not isinstance(task, CustomTask):
+        return _load(FAMILIES[task.name])
+    if task.target not in allowed:
+        listed = ", ".join(sorted(allowed)) or "none"
+        raise Refused(
+            f"the plan's task is the code {task.target!r}, which is not allowed on this machine (allowed: {listed}); "
+            f"if you trust it, allow it by that name"
+        )
+    return _load(task.target)
+
+
+def _load(target: str) -> TaskFamily:
+    module_name, _, attribute = target.partition(":")
+    try:
+        family = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PlanError(
+            f"task target {target!r}: {error}; give module:object that Python can import"
+        ) from error
+    if isinstance(family, type) or not all(
+        callable(getattr(family, name, None)) for name in ("prepare", "open")
+    ):
+        raise PlanError(
+            f"task target {target!r} is a {type(family).__name__}: an object with prepare(plan, directory) and "
+            "open(plan, materials) is expected (tasks/protocol.py, TaskFamily)"
+        )
+    return cast(TaskFamily, family)

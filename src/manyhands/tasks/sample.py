@@ -1,0 +1,62 @@
+"""Text from a checkpoint: what a person looks at after a run of the language model task.
+
+Works on the directory that `save_pretrained` wrote (any causal model of transformers), offline. One token
+at a time over a window of the model's context length, so a sample may be longer than the context.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from manyhands.errors import DataError
+
+
+def sample_text(
+    directory: Path,
+    *,
+    prompt: str = "",
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 1337,
+) -> str:
+    """`prompt` and up to `tokens` more tokens, until the model ends the text.
+
+    temperature 0 takes the likeliest token; top_k 0 allows all. The same seed gives the same text on the same
+    machine. Raises DataError for a directory that is no checkpoint of a language model.
+    """
+    if not (directory / "config.json").is_file():
+        raise DataError(f"{directory} has no config.json: give a checkpoint that a language model run wrote")
+    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    context = int(model.config.max_position_embeddings)
+    end = tokenizer.eos_token_id
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    if not ids and end is None:
+        raise DataError(f"the tokenizer in {directory} has no end-of-text token to start from; give a prompt")
+    window = list(ids) or [end]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        for _ in range(tokens):
+            logits_V = (
+                model(input_ids=torch.tensor([window[-context:]]), use_cache=False).logits[0, -1].float()
+            )
+            chosen = _choose(logits_V, temperature, top_k, generator)
+            if chosen == end:
+                break
+            ids.append(chosen)
+            window.append(chosen)
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _choose(logits_V: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+    if temperature <= 0:
+        return int(logits_V.argmax())
+    logits_V = logits_V / temperature
+    if 0 < top_k < logits_V.numel():
+        least = torch.topk(logits_V, top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
+    return int(torch.multinomial(torch.softmax(logits_V, dim=-1), 1, generator=generator))
