@@ -1,2 +1,2 @@
-"""Who somebody is: Ed25519 keys, signatures over canonical bytes, and the server keys that a client "
-"remembers."""
+"""Who somebody is: Ed25519 keys, signatures over canonical bytes, and the server keys that a client
+remembers."""

@@ -43,8 +43,8 @@ def digest(value: Any, domain: str) -> str:
 
 
 def sign_document(identity: Identity, domain: str, value: Any) -> str:
-    """Signature over the value under `domain`: 128 hex digits. Raises ProtocolError as `canonical_bytes` "
-    "does."""
+    """Signature over the value under `domain`: 128 hex digits. Raises ProtocolError as `canonical_bytes`
+    does."""
     return identity.sign(_separated("signature", domain, value))
 
 

@@ -54,14 +54,14 @@ class Contribution(Protocol):
 
 
 def new_nonce() -> str:
-    """32 random bytes as 64 hex digits: a fresh one for each contribution, kept to oneself until the "
-    "opening."""
+    """32 random bytes as 64 hex digits: a fresh one for each contribution, kept to oneself until the
+    opening."""
     return secrets.token_hex(32)
 
 
 def commit(run_id: str, round: int, client: str, assignment: str, update_blob: str, nonce: str) -> str:
-    """The commitment to an update: 64 hex digits. Raises UpdateError for a nonce that is not 64 hex "
-    "digits."""
+    """The commitment to an update: 64 hex digits. Raises UpdateError for a nonce that is not 64 hex
+    digits."""
     if not _NONCE.fullmatch(nonce):
         raise UpdateError(f"the nonce of {assignment} is {nonce[:80]!r}: expected 64 lower-case hex digits")
     value = {

@@ -42,8 +42,8 @@ class Identity:
         return self._public
 
     def sign(self, data: bytes) -> str:
-        """Ed25519 signature (RFC 8032) of `data`: 128 lower-case hex digits. Prefer "
-        "canonical.sign_document."""
+        """Ed25519 signature (RFC 8032) of `data`: 128 lower-case hex digits. Prefer
+        canonical.sign_document."""
         return self._key.sign(data).hex()
 
     def __repr__(self) -> str:

@@ -133,8 +133,8 @@ def _write(path: Path, servers: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """One process at a time between reading and writing. Where there is no flock (Windows) the last one "
-    "wins."""
+    """One process at a time between reading and writing. Where there is no flock (Windows) the last one
+    wins."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with path.with_name(path.name + ".lock").open("ab") as lock:

@@ -1,15 +1,15 @@
 """What a run is: the typed plan. One object, whether it came from YAML, Hydra, a preset or Python.
 
 Every field is documented here once; `manyhands server validate` prints these texts. Settings that only move a
-deadline or a path stay out of the plan: a plan is what the clients of a run agree on, and its hash covers all of
-it. The choices that do not go together are in `compatibility.py`.
+deadline or a path stay out of the plan: a plan is what the clients of a run agree on, and its hash covers all
+of it. The choices that do not go together are in `compatibility.py`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from manyhands.config import Settings
 
@@ -19,23 +19,26 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+_SMALL_GPT2 = {"n_layer": 4, "n_head": 4, "n_embd": 128}
+
 
 # ---------------------------------------------------------------- task
 class Tokenizer(Settings):
     """How text becomes tokens. Trained or loaded once, by the server's worker; clients get it as a blob."""
 
     kind: Literal["byte", "character", "bpe"] = "bpe"
-    """byte: 256 values; character: every character of the training text; bpe: byte-level BPE trained on it."""
+    """byte: 256 values; character: every character of the training text; bpe: byte-level BPE trained on
+    it."""
     vocabulary_size: Annotated[int, Field(ge=256, le=65_536)] = 1024
-    """Entries of a trained BPE vocabulary; the other kinds ignore it."""
+    """Entries of a trained vocabulary (bpe)."""
 
 
 class TextSource(Settings):
     """Where the text comes from. Read once, by whoever prepares the run."""
 
     path: str = "stdlib"
-    """A file, a directory (its *.txt, *.md and *.py files, sorted by relative path), or `stdlib`: the source of
-    Python's own standard library, which every machine with Python has."""
+    """A file, a directory (its *.txt, *.md and *.py files, sorted by relative path), or `stdlib`: the source
+    of Python's own standard library, which every machine with Python has."""
     max_bytes: Count | None = None
     """Stop after this many bytes of text; None reads all of it."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -46,20 +49,32 @@ class LanguageModelTask(Settings):
     """A causal language model of `transformers`, built from a configuration, with random first weights."""
 
     name: Literal["language_model"] = "language_model"
+    """language_model: a causal language model of transformers, trained on text."""
     model_type: str = "gpt2"
     """A causal `model_type` that transformers knows (gpt2, llama, qwen3, ...)."""
-    model: dict[str, Any] = Field(default_factory=lambda: {"n_layer": 4, "n_head": 4, "n_embd": 128})
-    """Keys of that model's configuration class; vocabulary size and context length are filled in."""
+    model: dict[str, Any] = Field(default_factory=lambda: dict(_SMALL_GPT2))
+    """Keys of that model's configuration class; vocabulary size and context length are filled in. A gpt2
+    without n_layer, n_head or n_embd gets 4, 4 and 128; other model types say theirs."""
     block_size: Annotated[int, Field(ge=8)] = 64
     """Tokens per sample."""
     text: TextSource = TextSource()
+    """Training and validation text."""
     tokenizer: Tokenizer = Tokenizer()
+    """How that text becomes tokens."""
+
+    @field_validator("model", mode="after")
+    @classmethod
+    def _small_gpt2(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """So that `task.model.n_layer=2` changes one thing, and not also the width to that of GPT-2 124M."""
+        return {**_SMALL_GPT2, **value} if info.data.get("model_type") == "gpt2" else value
 
 
 class DummyTask(Settings):
-    """No model: a worker without torch that sleeps and sends an update of the wanted size. For tests and benches."""
+    """No model: a worker without torch that sleeps and sends an update of the wanted size. For tests and
+    benches."""
 
     name: Literal["dummy"] = "dummy"
+    """dummy: no model and no torch; a worker that sleeps and sends an update of the wanted size."""
     parameters: Count = 2_500_000
     """Number of fp32 parameters, hence 4 bytes each in a dense update."""
     tensors: Count = 4
@@ -74,6 +89,7 @@ class CustomTask(Settings):
     """A user's own task, by dotted name. A client runs it only when its owner has allowed that name."""
 
     name: Literal["custom"] = "custom"
+    """custom: a user's own task, by dotted name."""
     target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """module:object, importable on every client; object implements the Task protocol."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -88,13 +104,17 @@ class InnerOptimizer(Settings):
     """The optimizer of local steps; its state stays with the client."""
 
     name: Literal["adamw", "sgd"] = "adamw"
+    """adamw: Adam with decoupled weight decay; sgd: with momentum, or plain."""
     lr: Positive = 1e-3
     """Peak learning rate; the schedule scales it."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum of sgd."""
+    """Momentum (sgd); 0: plain."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the mean of gradients (adamw)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the mean of squared gradients (adamw)."""
     epsilon: Positive = 1e-8
+    """Added to the root of the mean of squares (adamw)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled, on tensors of two and more dimensions."""
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -111,6 +131,7 @@ class LocalWork(Settings):
     batch_size: Count = 12
     """Samples per step."""
     optimizer: InnerOptimizer = InnerOptimizer()
+    """The optimizer of the local steps."""
     keep_inner: bool = True
     """Keep the inner optimizer's state from round to round."""
     proximal: Annotated[float, Field(ge=0)] = 0.0
@@ -125,12 +146,13 @@ class Schedule(Settings):
     kind: Literal["constant", "linear", "cosine", "wsd"] = "constant"
     """After the warm-up: constant, linear or cosine decay to `final`, or warmup-stable-decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Inner steps in which the learning rate rises linearly from nothing to its peak."""
     total_steps: Count | None = None
-    """Where the decay ends; None: rounds.total * local.steps."""
+    """Where the decay ends (linear, cosine, wsd); None: rounds.total * local.steps."""
     decay_steps: Count | None = None
-    """Length of the decay of wsd; None: a tenth of total_steps."""
+    """Length of the decay (wsd); None: a tenth of total_steps."""
     final: Share = 0.1
-    """Learning rate at the end, as a share of the peak."""
+    """Learning rate at the end, as a share of the peak (linear, cosine, wsd)."""
 
 
 # ---------------------------------------------------------------- how updates travel and are merged
@@ -138,6 +160,8 @@ class Codec(Settings):
     """How one channel of an update is encoded."""
 
     name: Literal["fp32", "bf16", "int8"] = "fp32"
+    """fp32: 4 bytes a value, nothing lost; bf16: 2 bytes; int8: 1 byte, and a scale for each block of
+    values."""
     block: Annotated[int, Field(ge=16, le=65_536)] = 256
     """Values that share one scale (int8)."""
     error_feedback: bool = False
@@ -155,14 +179,20 @@ class OuterOptimizer(Settings):
     """The optimizer that applies the merged update to `public`, in exact arithmetic."""
 
     name: Literal["sgd", "nesterov", "adamw"] = "sgd"
+    """sgd: public minus lr times the merged update; nesterov: with Nesterov's momentum; adamw: Adam
+    (FedOpt)."""
     lr: Positive = 1.0
+    """Outer learning rate; 1 with sgd is plain averaging."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum over rounds (sgd: heavy ball, 0 for plain; nesterov)."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the mean of merged updates (adamw)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the mean of their squares (adamw)."""
     epsilon: Positive = 1e-8
-    """Adam's epsilon (FedOpt calls it tau): it is added to the root of the second moment."""
+    """Adam's epsilon (FedOpt calls it tau): it is added to the root of the second moment (adamw)."""
     bias_correction: bool = True
-    """Adam's bias corrections; FedAdam goes without."""
+    """Adam's bias corrections (adamw); FedAdam goes without."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled: public is multiplied by 1 - lr * weight_decay."""
 
@@ -176,6 +206,7 @@ class Membership(Settings):
     min_clients: Count = 1
     """The run starts, and goes on, with at least so many live clients."""
     max_clients: Count = 1024
+    """Who would be one more than so many live clients is refused, and may try again later."""
 
 
 class Rounds(Settings):
@@ -196,10 +227,12 @@ class Rounds(Settings):
     first_deadline_s: Positive = 600.0
     """Deadline of a round while nothing has been measured yet."""
     deadline_floor_s: Positive = 10.0
+    """No measured deadline is shorter."""
     deadline_ceiling_s: Positive = 3600.0
+    """No measured deadline is longer."""
     deadline_mad_factor: Positive = 6.0
-    """Deadlines are median + factor * MAD of the counted contributions' durations, within floor and ceiling, and
-    at most 1.5 times the last one."""
+    """Deadlines are median + factor * MAD of the counted contributions' durations, within floor and ceiling,
+    and at most 1.5 times the last one."""
     warmup_s: Positive = 300.0
     """How long the run waits for joined clients to load the first snapshot."""
     suspected_after_s: Positive = 2.0
@@ -218,8 +251,8 @@ class Rounds(Settings):
 
 class Data(Settings):
     kind: Literal["shared", "local"] = "shared"
-    """shared: everybody can reach all samples, the coordinator hands out ranges of indices; local: data stays with
-    its owner, an assignment is a number of steps."""
+    """shared: everybody can reach all samples, the coordinator hands out ranges of indices; local: data stays
+    with its owner, an assignment is a number of steps."""
 
 
 class Evaluation(Settings):
@@ -237,24 +270,34 @@ class Plan(Settings):
     run_id: Identifier | None = None
     """Fixed run id; None: the name and six hex digits."""
     preset: Identifier | None = None
-    """The preset that this plan started from, for the record; its values are already in the other sections."""
+    """The preset that this plan started from, for the record; its values are already in the other
+    sections."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     """From this come the first weights, the order of the data and the seed of each piece of work."""
     topology: Literal["star", "mesh"] = "star"
     """star: the aggregator merges and publishes the change; mesh: every client merges the same updates."""
     task: TaskSettings = LanguageModelTask()
+    """Model, data and loss."""
     local: LocalWork = LocalWork()
+    """What a client does in a round."""
     schedule: Schedule = Schedule()
+    """The inner learning rate over the run."""
     codec: Codec = Codec()
     """How clients' updates are encoded."""
     change_codec: Codec = Codec()
     """How the aggregator encodes the change that it publishes (star)."""
     merge: Merge = Merge()
+    """How updates become one."""
     outer: OuterOptimizer = OuterOptimizer()
+    """The optimizer that applies the merged update to public."""
     membership: Membership = Membership()
+    """Who may take part, and how many it takes."""
     rounds: Rounds = Rounds()
+    """Length of the run, deadlines, and how long anything is kept."""
     data: Data = Data()
+    """Where the samples are."""
     evaluation: Evaluation = Evaluation()
+    """When public is evaluated."""
     buffers: Literal["refuse", "keep_local", "average"] = "refuse"
     """What happens to a model's buffers that training changes, such as BatchNorm's running statistics."""
 

@@ -1,0 +1,109 @@
+"""What is wrong with settings, in words: path, value, what was expected, and the nearest thing that exists.
+
+pydantic's places name the chosen member of a union (task.language_model.block_size); nobody writes that, so
+paths here are those of the plan (task.block_size).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel, ValidationError
+
+_LONGEST_VALUE: Final = 80
+_REPHRASED: Final = (
+    (re.compile(r"^Value error, "), ""),
+    (re.compile(r"^Input should be "), "expected "),
+    (re.compile(r"^Input should have "), "expected "),
+    (re.compile(r"^String should "), "expected text to "),
+)
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """A validation error in words: one line per fault, with a suggestion for what is not known."""
+    lines = [_line(dict(fault), model) for fault in error.errors(include_url=False)]
+    return f"{where}: {lines[0]}" if len(lines) == 1 else f"{where}:\n  " + "\n  ".join(lines)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest of `known`, the list of them when none is near, or nothing."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(known)}." if known else ""
+
+
+def shown(value: Any) -> str:
+    """The value as messages show it: its repr, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def _line(fault: dict[str, Any], model: type[BaseModel]) -> str:
+    path, members = _walk(model, fault["loc"])
+    value, context = fault["input"], fault.get("ctx", {})
+    at = ".".join(path)
+    match fault["type"]:
+        case "extra_forbidden":
+            known = {name for member in members for name in member.model_fields}
+            return f"unknown key '{at}'.{did_you_mean(path[-1], known)}"
+        case "missing":
+            return f"'{at}' is missing."
+        case "literal_error":
+            return f"'{at}' is {shown(value)}: {_choices(value, context['expected'])}"
+        case "union_tag_invalid":
+            tag = context["tag"]
+            at = ".".join((*path, context["discriminator"].strip("'")))
+            return f"'{at}' is {shown(tag)}: {_choices(tag, context['expected_tags'])}"
+        case "union_tag_not_found":
+            return f"'{'.'.join((*path, context['discriminator'].strip(chr(39))))}' is missing."
+    message = fault["msg"]
+    for pattern, words in _REPHRASED:
+        message = pattern.sub(words, message)
+    return f"'{at or 'the whole'}' is {shown(value)}: {message.rstrip('.')}."
+
+
+def _choices(value: Any, expected: str) -> str:
+    """pydantic lists the choices as `'a', 'b' or 'c'`."""
+    known = re.findall(r"'([^']*)'", expected)
+    words = (
+        " or ".join((", ".join(f"'{k}'" for k in known[:-1]), f"'{known[-1]}'")) if known[1:] else expected
+    )
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5) if isinstance(value, str) else []
+    return f"expected {words}." + (f" Did you mean '{near[0]}'?" if near else "")
+
+
+def _walk(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The path of `place` as one would write it, and the settings in which its last part was looked up.
+
+    Where a field is a union of settings, pydantic inserts the tag of the member it chose: that part is not
+    shown.
+    """
+    path: list[str] = []
+    members, looked_up = [model], [model]
+    for part in place:
+        if len(members) > 1:
+            chosen = [member for member in members if part in _tags(member)]
+            if chosen:
+                members = chosen
+                continue
+        looked_up = members
+        path.append(str(part))
+        found = [member.model_fields[str(part)] for member in members if str(part) in member.model_fields]
+        members = [inner for field in found for inner in _models_in(field.annotation)]
+    return path, looked_up
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    field = model.model_fields.get("name") or model.model_fields.get("kind")
+    return get_args(field.annotation) if field is not None else ()
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]

@@ -1,0 +1,249 @@
+"""What goes together. Each rule looks at a whole plan and says in words what does not fit, or nothing.
+
+Three kinds: choices that contradict each other, settings that their choice would ignore (an option is never
+accepted and then ignored), and what is not supported yet. `check` is for everybody who makes or accepts a
+plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from manyhands.config import shown
+from manyhands.errors import PlanError
+from manyhands.plan.choices import CHOICES
+from manyhands.plan.schema import DummyTask, LanguageModelTask, Plan
+
+Rule = Callable[[Plan], str | None]
+
+
+def check(plan: Plan, *, where: str = "plan") -> None:
+    """Raises PlanError that names every combination of the plan which does not go together."""
+    found = faults(plan)
+    if found:
+        listed = "\n".join(f"  {fault}" for fault in found)
+        raise PlanError(f"{where}: {found[0]}" if len(found) == 1 else f"{where}:\n{listed}")
+
+
+def faults(plan: Plan) -> tuple[str, ...]:
+    """What does not go together, one sentence or two each; empty for a sound plan."""
+    return tuple(fault for rule in RULES for fault in [rule(plan)] if fault) + tuple(idle_settings(plan))
+
+
+# ------------------------------------------------------------------------------ not supported yet
+def no_lag(plan: Plan) -> str | None:
+    lag = plan.rounds.lag
+    return f"'rounds.lag' is {lag}: rounds that overlap are not supported yet; expected 0." if lag else None
+
+
+def no_fragments(plan: Plan) -> str | None:
+    n = plan.rounds.fragments
+    return (
+        f"'rounds.fragments' is {n}: exchanging fragments is not supported yet; expected 1."
+        if n > 1
+        else None
+    )
+
+
+def no_late_apply(plan: Plan) -> str | None:
+    n = plan.rounds.apply_after_steps
+    if n == 0:
+        return None
+    return f"'rounds.apply_after_steps' is {n}: changes are applied between rounds only, so far; expected 0."
+
+
+def no_changing_buffers(plan: Plan) -> str | None:
+    if plan.buffers == "refuse":
+        return None
+    return (
+        f"'buffers' is '{plan.buffers}': models whose training changes buffers are not supported yet; "
+        "expected 'refuse'. Use a normalization without running statistics, such as LayerNorm or GroupNorm."
+    )
+
+
+def no_local_data(plan: Plan) -> str | None:
+    if plan.data.kind == "shared" or isinstance(plan.task, DummyTask):
+        return None
+    return (
+        f"'data.kind' is 'local': no task but dummy can work on its owner's data yet, and this one is "
+        f"'{plan.task.name}'; expected 'shared'."
+    )
+
+
+# ------------------------------------------------------------------------------ local work
+def control_variate_needs_plain_sgd(plan: Plan) -> str | None:
+    """SCAFFOLD's c_k is a mean of gradients only where a step is exactly lr times the corrected gradient."""
+    optimizer = plan.local.optimizer
+    if not plan.local.control_variate or plan.local.kind == "gradient":
+        return None
+    if optimizer.name == "sgd" and optimizer.momentum == 0 and optimizer.clip_norm == 0:
+        return None
+    return (
+        f"'local.control_variate' is True with {optimizer.name}, momentum {optimizer.momentum} and clip_norm "
+        f"{optimizer.clip_norm}: control variates are defined for plain SGD. Set local.optimizer to sgd with "
+        "momentum 0 and clip_norm 0, or switch control_variate off."
+    )
+
+
+def control_variate_without_proximal(plan: Plan) -> str | None:
+    if not plan.local.control_variate or plan.local.proximal == 0:
+        return None
+    return (
+        f"'local.proximal' is {plan.local.proximal} with control_variate: the control variate would learn "
+        "the proximal term as if it were data. Use one of the two."
+    )
+
+
+def gradient_without_schedule(plan: Plan) -> str | None:
+    if plan.local.kind != "gradient" or (
+        plan.schedule.kind == "constant" and plan.schedule.warmup_steps == 0
+    ):
+        return None
+    return (
+        f"'schedule.kind' is '{plan.schedule.kind}' with {plan.schedule.warmup_steps} warm-up steps, but "
+        "local.kind 'gradient' takes no inner steps to schedule. Use a constant schedule without warm-up, or "
+        "local.kind 'steps'."
+    )
+
+
+def schedule_fits_the_run(plan: Plan) -> str | None:
+    schedule = plan.schedule
+    total = schedule.total_steps or plan.rounds.total * plan.local.steps
+    if schedule.kind == "constant":
+        return None
+    if schedule.warmup_steps >= total:
+        return (
+            f"'schedule.warmup_steps' is {schedule.warmup_steps}, but the schedule has {total} steps in all "
+            "(schedule.total_steps, or rounds.total * local.steps): make the warm-up shorter."
+        )
+    if schedule.decay_steps is not None and schedule.warmup_steps + schedule.decay_steps > total:
+        return (
+            f"'schedule.decay_steps' is {schedule.decay_steps}: with {schedule.warmup_steps} warm-up steps "
+            f"that is more than the schedule's {total} steps in all. Make one of them shorter."
+        )
+    return None
+
+
+# ------------------------------------------------------------------------------ how updates travel
+def mesh_publishes_no_change(plan: Plan) -> str | None:
+    codec = plan.change_codec
+    if plan.topology != "mesh" or (codec.name == "fp32" and not codec.error_feedback):
+        return None
+    return (
+        f"'change_codec.name' is '{codec.name}', but in a mesh nobody publishes a change: every client "
+        "merges the updates itself. Leave change_codec out, or use topology 'star'."
+    )
+
+
+# ------------------------------------------------------------------------------ task
+def dummy_tensors_fit(plan: Plan) -> str | None:
+    task = plan.task
+    if not isinstance(task, DummyTask) or task.tensors <= task.parameters:
+        return None
+    return f"'task.tensors' is {task.tensors}, but there are only {task.parameters} parameters to divide."
+
+
+def model_is_described(plan: Plan) -> str | None:
+    """The default of `model` is a small GPT-2; another model type would get its maker's size, often
+    billions."""
+    task = plan.task
+    if not isinstance(task, LanguageModelTask) or task.model_type == "gpt2":
+        return None
+    if task.model and task.model != LanguageModelTask().model:
+        return None
+    return (
+        f"'task.model_type' is '{task.model_type}', but task.model does not say how large: expected keys of "
+        "its configuration class, such as hidden_size, num_hidden_layers and num_attention_heads."
+    )
+
+
+# ------------------------------------------------------------------------------ who takes part, and when
+def clients_within_bounds(plan: Plan) -> str | None:
+    low, high = plan.membership.min_clients, plan.membership.max_clients
+    if low <= high:
+        return None
+    return (
+        f"'membership.min_clients' is {low}, more than max_clients {high}: swap them, or raise max_clients."
+    )
+
+
+def quorum_can_be_reached(plan: Plan) -> str | None:
+    quorum, low = plan.rounds.quorum, plan.membership.min_clients
+    if quorum <= low:
+        return None
+    return (
+        f"'rounds.quorum' is {quorum}, but the run goes on with {low} clients (membership.min_clients), who "
+        f"could never close a round: expected at most {low}, or raise min_clients."
+    )
+
+
+def allow_list_is_filled(plan: Plan) -> str | None:
+    allow, low = plan.membership.allow, plan.membership.min_clients
+    if plan.membership.kind != "allow_list":
+        return None
+    if len(set(allow)) < len(allow):
+        return f"'membership.allow' names {len(allow) - len(set(allow))} keys twice: list each key once."
+    if len(allow) < low:
+        return (
+            f"'membership.allow' has {len(allow)} keys, but min_clients is {low}: list at least {low} public "
+            "keys, as `manyhands client show-identity` prints them, or set membership.kind to 'open'."
+        )
+    return None
+
+
+def deadlines_in_order(plan: Plan) -> str | None:
+    floor, ceiling = plan.rounds.deadline_floor_s, plan.rounds.deadline_ceiling_s
+    if floor <= ceiling:
+        return None
+    return f"'rounds.deadline_floor_s' is {floor}, above deadline_ceiling_s {ceiling}: expected at most that."
+
+
+def suspicion_before_loss(plan: Plan) -> str | None:
+    suspected, lost = plan.rounds.suspected_after_s, plan.rounds.lost_after_s
+    if suspected < lost:
+        return None
+    return (
+        f"'rounds.suspected_after_s' is {suspected}, not below lost_after_s {lost}: a client must be "
+        "suspected before it is given up. Expected a smaller value; 2 and 30 are the defaults."
+    )
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    no_lag,
+    no_fragments,
+    no_late_apply,
+    no_changing_buffers,
+    no_local_data,
+    control_variate_needs_plain_sgd,
+    control_variate_without_proximal,
+    gradient_without_schedule,
+    schedule_fits_the_run,
+    mesh_publishes_no_change,
+    dummy_tensors_fit,
+    model_is_described,
+    clients_within_bounds,
+    quorum_can_be_reached,
+    allow_list_is_filled,
+    deadlines_in_order,
+    suspicion_before_loss,
+)
+
+
+# ------------------------------------------------------------------------------ options that would be ignored
+def idle_settings(plan: Plan) -> Iterator[str]:
+    """Settings that differ from their default although their section's choice has no use for them."""
+    for path, choice in CHOICES.items():
+        section: Any = plan
+        for part in path.split("."):
+            section = getattr(section, part, None)
+        if section is None:  # task.tokenizer of a task without one
+            continue
+        chosen = getattr(section, choice.tag)
+        for name in choice.idle.get(chosen, ()):
+            value, default = getattr(section, name), type(section).model_fields[name].get_default()
+            if value != default:
+                yield (
+                    f"'{path}.{name}' is {shown(value)}, but {path}.{choice.tag} '{chosen}' has no use for "
+                    "it: leave it out, or choose another."
+                )
