@@ -39,6 +39,9 @@ MAX_MESSAGE_BYTES: Final = 256 * 1024
 MAX_DELIVERY_BYTES: Final = 16 * 1024 * 1024
 """Largest message that a client takes from its server: a CatchUp holds the closings since a snapshot."""
 
+CLOSING_DOMAIN: Final = "manyhands closing v1"
+"""Of the server's signature under a closing."""
+
 Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 EffectId = tuple[int, int]

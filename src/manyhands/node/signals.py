@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -22,8 +23,7 @@ def stop_requested() -> asyncio.Event:
         asked.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        try:
+        # Not on Windows, nor outside the main thread: there it stays as Python does it.
+        with contextlib.suppress(NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, on_signal, number.name)
-        except (NotImplementedError, RuntimeError):  # Windows, or not in the main thread: as Python does it
-            pass
     return asked

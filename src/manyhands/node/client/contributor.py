@@ -105,7 +105,9 @@ class Contributor:
         except ManyhandsError as error:
             node.tell("failed", f"round {assignment.round}: {error}", level="error")
             failed = WorkFailed(
-                client=assignment.client, assignment=assignment.id, reason=f"{type(error).__name__}: {error}"[:500]
+                client=assignment.client,
+                assignment=assignment.id,
+                reason=f"{type(error).__name__}: {error}"[:500],
             )
             await node.connection.ask(failed)
         finally:

@@ -9,14 +9,11 @@ connection, and with it the place in the run, is kept.
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from manyhands.config import home
 from manyhands.coordination.types import (
@@ -30,28 +27,25 @@ from manyhands.coordination.types import (
     Ready,
     Reveal,
     TakeSnapshot,
-    Verdict,
     Work,
 )
-from manyhands.errors import BlobError, Interrupted, ManyhandsError, Refused, UpdateError
+from manyhands.errors import Interrupted, ManyhandsError, Refused
 from manyhands.identity.canonical import verify_document
 from manyhands.identity.keys import Identity
 from manyhands.identity.known_servers import pin
 from manyhands.network.connection import Connection, Terms
-from manyhands.network.messages import Deliver
+from manyhands.network.messages import CLOSING_DOMAIN, Deliver
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.contributor import Contributor
 from manyhands.node.client.worker import ClientWorker
 from manyhands.node.directories import ParticipantDirectory
-from manyhands.node.server.sessions import CLOSING_DOMAIN
 from manyhands.node.signals import stop_requested
 from manyhands.node.view import ClientEvent
 from manyhands.plan.descriptor import RunDescriptor
-from manyhands.plan.resolve import check_runnable
+from manyhands.plan.safety import check_runnable
 from manyhands.plan.signing import verify_descriptor
 
 OnEvent = Callable[[ClientEvent], None]
-_closed = TypeAdapter(Closed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +64,7 @@ class ClientOptions:
     write_gradients_dir: Path | None = None
     allowed_tasks: tuple[str, ...] = ()
     patient: bool = False
-    on_event: OnEvent = field(default=lambda event: None)
+    on_event: OnEvent = field(default=lambda _: None)
     dummy_delay_s: float | None = None
 
 
@@ -174,12 +168,18 @@ class ClientNode:
         assert welcome is not None, "connected without a welcome"
         self.descriptor = verify_descriptor(welcome.descriptor, welcome.signature, self.connection.server)
         if self.descriptor.run_id != self.options.run_id:
-            raise Refused(f"the server answered with run '{self.descriptor.run_id}' for '{self.options.run_id}'")
+            raise Refused(
+                f"the server answered with run '{self.descriptor.run_id}' for '{self.options.run_id}'"
+            )
         check_runnable(self.descriptor.plan, self.options.allowed_tasks)
         self.files.remember_plan(self.descriptor.plan_hash)
         self.connection.plan_hash = self.descriptor.plan_hash
-        self.tell("joined", f"joined run {self.descriptor.run_id}", state="catching up",
-                  total_rounds=self.descriptor.plan.rounds.total)
+        self.tell(
+            "joined",
+            f"joined run {self.descriptor.run_id}",
+            state="catching up",
+            total_rounds=self.descriptor.plan.rounds.total,
+        )
         for name, material in self.descriptor.materials.items():
             await self.files.fetch_material(self.connection, name, material.blob, material.size_bytes)
         self.worker = ClientWorker(self.descriptor, self.files, self.options, self._progress)
@@ -191,11 +191,19 @@ class ClientNode:
         self.connection.progress = self.connection.progress.model_copy(
             update={**facts, "bytes_up": self.files.bytes_up, "bytes_down": self.files.bytes_down}
         )
-        self.tell("progress", state="working", **{
-            "round": facts.get("round"), "steps_done": facts.get("step"), "steps": facts.get("steps"),
-            "loss": facts.get("loss"), "tokens_per_s": facts.get("tokens_per_s"),
-            "bytes_up": self.files.bytes_up, "bytes_down": self.files.bytes_down,
-        })
+        self.tell(
+            "progress",
+            state="working",
+            **{
+                "round": facts.get("round"),
+                "steps_done": facts.get("step"),
+                "steps": facts.get("steps"),
+                "loss": facts.get("loss"),
+                "tokens_per_s": facts.get("tokens_per_s"),
+                "bytes_up": self.files.bytes_up,
+                "bytes_down": self.files.bytes_down,
+            },
+        )
 
     # ------------------------------------------------------------------ deliveries
     async def _handle(self, delivery: Deliver) -> bool:
@@ -209,8 +217,12 @@ class ClientNode:
             case Abandon():
                 self.contributor.abandon(body.assignment)
             case Closed():
-                if not verify_document(self.connection.server, CLOSING_DOMAIN, body.closing, delivery.signature):
-                    raise Refused(f"the closing of round {body.closing.round} does not carry the server's signature")
+                if not verify_document(
+                    self.connection.server, CLOSING_DOMAIN, body.closing, delivery.signature
+                ):
+                    raise Refused(
+                        f"the closing of round {body.closing.round} does not carry the server's signature"
+                    )
                 await self._close(body)
             case Reveal():
                 for contribution in body.contributions:
@@ -239,7 +251,9 @@ class ClientNode:
         await self.contributor.end_work(counted=False)
         overtaken = self.round is not None and self.round >= body.round
         if body.snapshot is not None and not overtaken:
-            self.tell("catching_up", f"loading the snapshot at round {body.snapshot.round}", state="catching up")
+            self.tell(
+                "catching_up", f"loading the snapshot at round {body.snapshot.round}", state="catching up"
+            )
             path = await self.files.fetch(self.connection, body.snapshot.blob)
             await self.worker.load(body.snapshot, path)
             self.round = body.snapshot.round
@@ -256,8 +270,7 @@ class ClientNode:
         await self.contributor.end_work(counted=counted)
         if not await self._apply(closed):
             return
-        self.tell("closed", state="waiting", round=closed.closing.round,
-                  counted=len(closed.closing.counted))
+        self.tell("closed", state="waiting", round=closed.closing.round, counted=len(closed.closing.counted))
         await self._say_ready()
 
     async def _apply(self, closed: Closed) -> bool:
@@ -291,5 +304,3 @@ class ClientNode:
     async def _say_ready(self) -> None:
         assert self.round is not None
         await self.connection.ask(Ready(client=self.options.identity.public, round=self.round))
-
-

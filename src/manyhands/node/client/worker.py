@@ -32,7 +32,7 @@ _work = TypeAdapter(Work)
 
 
 class ClientWorker:
-    """Calls survive the worker's death, up to RESTARTS times in RESTART_WINDOW_S; then WorkerError ends the client."""
+    """Calls survive the worker's death, RESTARTS times in RESTART_WINDOW_S; then WorkerError ends the client."""
 
     def __init__(
         self,
@@ -153,7 +153,9 @@ class ClientWorker:
         now = time.monotonic()
         self._deaths = [at for at in self._deaths if now - at < RESTART_WINDOW_S] + [now]
         if len(self._deaths) > RESTARTS:
-            raise WorkerError(f"the worker died {len(self._deaths)} times in ten minutes; the last time: {death}")
+            raise WorkerError(
+                f"the worker died {len(self._deaths)} times in ten minutes; the last time: {death}"
+            )
 
     async def _start_again(self) -> None:
         """A new process with the public of the old one."""

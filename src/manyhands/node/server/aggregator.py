@@ -81,7 +81,9 @@ class Aggregator:
         )
         mailbox = driver.subscribe(AGGREGATOR)
         try:
-            for body in situation(driver.state, AGGREGATOR):  # no await since subscribe: nothing falls between
+            for body in situation(
+                driver.state, AGGREGATOR
+            ):  # no await since subscribe: nothing falls between
                 await self._do(worker, body)
             while (delivery := await mailbox.get()) is not None:
                 await self._do(worker, delivery.body)
@@ -136,9 +138,7 @@ class Aggregator:
         aside.unlink(missing_ok=True)
         os.link(change, aside)
         ref = await run.keep_file(aside, "change", closing.round)
-        await run.driver.submit(
-            Advanced(round=closing.round, change=ref, fingerprint=answer["fingerprint"])
-        )
+        await run.driver.submit(Advanced(round=closing.round, change=ref, fingerprint=answer["fingerprint"]))
 
     async def _snapshot(self, worker: WorkerProcess, at: int) -> None:
         run = self._run

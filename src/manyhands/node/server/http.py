@@ -41,7 +41,9 @@ class BlobGuard:
         if allowed is None:
             raise HTTPException(403, f"blob {blob[:16]}... was not announced by this client")
         if size_bytes is not None and size_bytes != allowed:
-            raise HTTPException(403, f"blob {blob[:16]}... was announced with {allowed} bytes, not {size_bytes}")
+            raise HTTPException(
+                403, f"blob {blob[:16]}... was announced with {allowed} bytes, not {size_bytes}"
+            )
 
     def _session(self, request: Request) -> Session:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -52,7 +54,7 @@ class BlobGuard:
 
 
 def api_routes(
-    runs: Mapping[str, ServedRun], sessions: Sessions, views: RunViews, operator_public: str
+    runs: Mapping[str, ServedRun], views: RunViews, operator_public: str
 ) -> APIRouter:
     router = APIRouter(prefix="/api")
     used_orders: dict[str, int] = {}
@@ -85,13 +87,15 @@ def api_routes(
                     return
                 yield f"data: {view.model_dump_json()}\n\n" if view is not None else ": still here\n\n"
 
-        return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return StreamingResponse(
+            lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
 
     @router.post("/runs/{run_id}/orders")
     async def order(run_id: str, request: Request) -> dict[str, str]:
         run = run_of(run_id)
         given = _checked_order(await _small_body(request), run_id, operator_public, used_orders)
-        return {"done": await _carry_out(run, sessions, given)}
+        return {"done": await _carry_out(run, given)}
 
     return router
 
@@ -124,7 +128,7 @@ def _checked_order(body: bytes, run_id: str, operator: str, used: dict[str, int]
     return order
 
 
-async def _carry_out(run: ServedRun, sessions: Sessions, order: Order) -> str:
+async def _carry_out(run: ServedRun, order: Order) -> str:
     driver = run.driver
     match order.action:
         case "pause":

@@ -66,7 +66,9 @@ async def carry_out(session: Session, body: IntentBody) -> None:
             _offer(session, body)
         case SnapshotStored():
             _own(body.by, key)
-            session.run.blobs.path(body.snapshot.blob.blob)  # raises BlobError if it is not there
+            path = session.run.blobs.path(body.snapshot.blob.blob)  # raises BlobError if it is not there
+            await asyncio.to_thread(check_header, path, session.run.snapshot_schema)
+            await session.run.register_blob(body.snapshot.blob, "snapshot", body.snapshot.round)
             await driver.submit(body)
 
 

@@ -40,7 +40,7 @@ from manyhands.node.server.sessions import Sessions, serve_client
 from manyhands.node.server.views import RunViews
 from manyhands.node.signals import stop_requested
 from manyhands.plan.descriptor import RunDescriptor
-from manyhands.plan.resolve import check_runnable
+from manyhands.plan.safety import check_runnable
 from manyhands.plan.schema import Plan
 from manyhands.storage.blob_index import BlobIndex
 from manyhands.storage.database import Database, open_database
@@ -61,7 +61,7 @@ class ServerOptions:
     run_id: str | None = None
     dashboard: DashboardFactory | None = None
     allowed_tasks: tuple[str, ...] = ()
-    on_event: Callable[[dict[str, Any]], None] = field(default=lambda event: None)
+    on_event: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
 
 
 def serve(plan: Plan, options: ServerOptions) -> None:
@@ -110,9 +110,7 @@ async def _open_run(
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     first = Snapshot(
         round=0,
-        blob=BlobRef(
-            blob=descriptor.first_snapshot.blob, size_bytes=descriptor.first_snapshot.size_bytes
-        ),
+        blob=BlobRef(blob=descriptor.first_snapshot.blob, size_bytes=descriptor.first_snapshot.size_bytes),
         fingerprint=descriptor.first_fingerprint,
     )
     driver = RunDriver(RunLog(database, descriptor.run_id), owner=address)
@@ -210,7 +208,7 @@ def _application(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     first = next(iter(runs.values()))
     app.include_router(blob_routes(first.blobs, BlobGuard(sessions)))
-    app.include_router(api_routes(runs, sessions, views, operator.public))
+    app.include_router(api_routes(runs, views, operator.public))
 
     @app.websocket("/connect")
     async def connect(socket: WebSocket) -> None:

@@ -13,7 +13,7 @@ async def forget_old_updates(run: ServedRun) -> None:
     done = -1
     while True:
         async with run.driver.changed:
-            await run.driver.changed.wait_for(lambda: run.driver.state.closed_rounds != done)
+            await run.driver.changed.wait_for(lambda seen=done: run.driver.state.closed_rounds != seen)
         done = run.driver.state.closed_rounds
         await asyncio.to_thread(_forget, run, _needed_from(run))
 

@@ -185,10 +185,7 @@ class RunDriver:
             result = tick(state, [event], now, seed)
             state = result.state
             records.append(EventRecord(sequence=state.sequence, now_ms=now, seed=seed, event=event))
-            effects += [
-                EffectRecord(sequence=e.sequence, n=e.n, effect=e.effect)
-                for e in result.effects
-            ]
+            effects += [EffectRecord(sequence=e.sequence, n=e.n, effect=e.effect) for e in result.effects]
         keep = state if state.sequence - self._snapshot_at >= SNAPSHOT_EVERY_EVENTS else None
         await asyncio.to_thread(
             self._log.append,

@@ -11,13 +11,12 @@ from manyhands.coordination.types import BlobRef
 from manyhands.network.blobs.store import BlobStore
 from manyhands.node.server.run_driver import RunDriver
 from manyhands.plan.descriptor import RunDescriptor
-from manyhands.plan.wire import WireSchema, maximum_bytes, update_schema
+from manyhands.plan.wire import Schema, layout, maximum_bytes, snapshot_schema, update_schema
 from manyhands.storage.blob_index import BlobIndex
 
 BlobKind = Literal["update", "snapshot", "change", "material", "checkpoint"]
 
-SNAPSHOT_HEADER_BYTES = 4 * 1024 * 1024
-BYTES_PER_VALUE = 4
+SNAPSHOT_HEADER_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -32,7 +31,8 @@ class ServedRun:
     blobs: BlobStore
     index: BlobIndex
     directory: Path
-    update_schema: WireSchema = field(init=False)
+    update_schema: Schema = field(init=False)
+    snapshot_schema: Schema = field(init=False)
     maximum_update_bytes: int = field(init=False)
     maximum_snapshot_bytes: int = field(init=False)
     readable: set[str] = field(default_factory=set)
@@ -41,9 +41,8 @@ class ServedRun:
         plan, parameters = self.descriptor.plan, self.descriptor.parameters
         self.update_schema = update_schema(plan, parameters)
         self.maximum_update_bytes = maximum_bytes(plan, parameters)
-        values = sum(_size(p.shape) for p in parameters)
-        copies = 4 if plan.topology == "mesh" else 2  # public, control; outer holds two moments at most
-        self.maximum_snapshot_bytes = SNAPSHOT_HEADER_BYTES + copies * BYTES_PER_VALUE * values
+        self.snapshot_schema = snapshot_schema(plan, parameters, outer=plan.topology == "mesh")
+        self.maximum_snapshot_bytes = layout(self.snapshot_schema).data_bytes + SNAPSHOT_HEADER_BYTES
         self.readable = {m.blob for m in self.descriptor.materials.values()}
         self.readable.add(self.descriptor.first_snapshot.blob)
 
@@ -76,9 +75,3 @@ class ServedRun:
         shown |= {c.update.blob for closed in state.history for c in closed.closing.counted}
         return shown
 
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

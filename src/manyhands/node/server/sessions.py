@@ -23,6 +23,7 @@ from manyhands.identity.canonical import sign_document
 from manyhands.identity.keys import Identity
 from manyhands.network import messages
 from manyhands.network.messages import (
+    CLOSING_DOMAIN,
     Ack,
     Deliver,
     Goodbye,
@@ -40,7 +41,6 @@ from manyhands.node.server.run_driver import Delivery, Mailbox, clock_ms
 from manyhands.node.server.served_run import ServedRun
 
 SIGN_IN_TIMEOUT_S = 10.0
-CLOSING_DOMAIN = "manyhands closing v1"
 
 log = logging.getLogger(__name__)
 
