@@ -33,11 +33,13 @@ def faults(plan: Plan) -> tuple[str, ...]:
 
 # ------------------------------------------------------------------------------ not supported yet
 def no_lag(plan: Plan) -> str | None:
+    """Rounds that overlap (`rounds.lag` above 0) are not supported yet."""
     lag = plan.rounds.lag
     return f"'rounds.lag' is {lag}: rounds that overlap are not supported yet; expected 0." if lag else None
 
 
 def no_fragments(plan: Plan) -> str | None:
+    """Exchanging fragments (`rounds.fragments` above 1) is not supported yet."""
     n = plan.rounds.fragments
     return (
         f"'rounds.fragments' is {n}: exchanging fragments is not supported yet; expected 1."
@@ -47,6 +49,7 @@ def no_fragments(plan: Plan) -> str | None:
 
 
 def no_late_apply(plan: Plan) -> str | None:
+    """Applying a change in the middle of local work (`rounds.apply_after_steps`) is not supported yet."""
     n = plan.rounds.apply_after_steps
     if n == 0:
         return None
@@ -54,6 +57,7 @@ def no_late_apply(plan: Plan) -> str | None:
 
 
 def no_changing_buffers(plan: Plan) -> str | None:
+    """`buffers` other than `refuse` are not supported yet."""
     if plan.buffers == "refuse":
         return None
     return (
@@ -63,6 +67,7 @@ def no_changing_buffers(plan: Plan) -> str | None:
 
 
 def no_local_data(plan: Plan) -> str | None:
+    """`data.kind: local` works with the dummy task alone, so far."""
     if plan.data.kind == "shared" or isinstance(plan.task, DummyTask):
         return None
     return (
@@ -73,7 +78,8 @@ def no_local_data(plan: Plan) -> str | None:
 
 # ------------------------------------------------------------------------------ local work
 def control_variate_needs_plain_sgd(plan: Plan) -> str | None:
-    """SCAFFOLD's c_k is a mean of gradients only where a step is exactly lr times the corrected gradient."""
+    """Control variates need plain SGD: c_k is a mean of gradients only where a step is lr times the
+    gradient."""
     optimizer = plan.local.optimizer
     if not plan.local.control_variate or plan.local.kind == "gradient":
         return None
@@ -87,6 +93,8 @@ def control_variate_needs_plain_sgd(plan: Plan) -> str | None:
 
 
 def control_variate_without_proximal(plan: Plan) -> str | None:
+    """Control variates and the proximal term exclude each other: c_k would learn the term as if it were
+    data."""
     if not plan.local.control_variate or plan.local.proximal == 0:
         return None
     return (
@@ -96,6 +104,7 @@ def control_variate_without_proximal(plan: Plan) -> str | None:
 
 
 def gradient_without_schedule(plan: Plan) -> str | None:
+    """`local.kind: gradient` takes no inner steps, so there is nothing to schedule."""
     if plan.local.kind != "gradient" or (
         plan.schedule.kind == "constant" and plan.schedule.warmup_steps == 0
     ):
@@ -108,6 +117,7 @@ def gradient_without_schedule(plan: Plan) -> str | None:
 
 
 def schedule_fits_the_run(plan: Plan) -> str | None:
+    """Warm-up and decay fit into the schedule's steps."""
     schedule = plan.schedule
     total = schedule.total_steps or plan.rounds.total * plan.local.steps
     if schedule.kind == "constant":
@@ -127,6 +137,7 @@ def schedule_fits_the_run(plan: Plan) -> str | None:
 
 # ------------------------------------------------------------------------------ how updates travel
 def mesh_publishes_no_change(plan: Plan) -> str | None:
+    """A mesh has no `change_codec`: nobody publishes a change."""
     codec = plan.change_codec
     if plan.topology != "mesh" or (codec.name == "fp32" and not codec.error_feedback):
         return None
@@ -138,6 +149,7 @@ def mesh_publishes_no_change(plan: Plan) -> str | None:
 
 # ------------------------------------------------------------------------------ task
 def dummy_tensors_fit(plan: Plan) -> str | None:
+    """The dummy task has at least as many parameters as tensors."""
     task = plan.task
     if not isinstance(task, DummyTask) or task.tensors <= task.parameters:
         return None
@@ -160,6 +172,7 @@ def model_is_described(plan: Plan) -> str | None:
 
 # ------------------------------------------------------------------------------ who takes part, and when
 def clients_within_bounds(plan: Plan) -> str | None:
+    """`membership.min_clients` is at most `max_clients`."""
     low, high = plan.membership.min_clients, plan.membership.max_clients
     if low <= high:
         return None
@@ -169,6 +182,7 @@ def clients_within_bounds(plan: Plan) -> str | None:
 
 
 def quorum_can_be_reached(plan: Plan) -> str | None:
+    """`rounds.quorum` is at most `membership.min_clients`: the run goes on with so many."""
     quorum, low = plan.rounds.quorum, plan.membership.min_clients
     if quorum <= low:
         return None
@@ -179,6 +193,7 @@ def quorum_can_be_reached(plan: Plan) -> str | None:
 
 
 def allow_list_is_filled(plan: Plan) -> str | None:
+    """An allow-list names `min_clients` different keys or more."""
     allow, low = plan.membership.allow, plan.membership.min_clients
     if plan.membership.kind != "allow_list":
         return None
@@ -193,6 +208,7 @@ def allow_list_is_filled(plan: Plan) -> str | None:
 
 
 def deadlines_in_order(plan: Plan) -> str | None:
+    """`rounds.deadline_floor_s` is at most `deadline_ceiling_s`."""
     floor, ceiling = plan.rounds.deadline_floor_s, plan.rounds.deadline_ceiling_s
     if floor <= ceiling:
         return None
@@ -200,6 +216,7 @@ def deadlines_in_order(plan: Plan) -> str | None:
 
 
 def suspicion_before_loss(plan: Plan) -> str | None:
+    """`rounds.suspected_after_s` is below `lost_after_s`."""
     suspected, lost = plan.rounds.suspected_after_s, plan.rounds.lost_after_s
     if suspected < lost:
         return None

@@ -40,7 +40,7 @@ class TextSource(Settings):
     """A file, a directory (its *.txt, *.md and *.py files, sorted by relative path), or `stdlib`: the source
     of Python's own standard library, which every machine with Python has."""
     max_bytes: Count | None = None
-    """Stop after this many bytes of text; None reads all of it."""
+    """Stop after this many bytes of text; null reads all of it."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the bytes that is kept for validation, split by file where there are several."""
 
@@ -148,9 +148,9 @@ class Schedule(Settings):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Inner steps in which the learning rate rises linearly from nothing to its peak."""
     total_steps: Count | None = None
-    """Where the decay ends (linear, cosine, wsd); None: rounds.total * local.steps."""
+    """Where the decay ends (linear, cosine, wsd); null: rounds.total * local.steps."""
     decay_steps: Count | None = None
-    """Length of the decay (wsd); None: a tenth of total_steps."""
+    """Length of the decay (wsd); null: a tenth of total_steps."""
     final: Share = 0.1
     """Learning rate at the end, as a share of the peak (linear, cosine, wsd)."""
 
@@ -263,12 +263,12 @@ class Evaluation(Settings):
 
 
 class Plan(Settings):
-    """A run's plan. See docs/reference/plan.md for the same text as a page."""
+    """A run's plan. docs/reference/plan.md is made from these texts."""
 
     name: Identifier = "run"
     """What the run is called in tables and directories."""
     run_id: Identifier | None = None
-    """Fixed run id; None: the name and six hex digits."""
+    """Fixed run id; null: the name and six hex digits."""
     preset: Identifier | None = None
     """The preset that this plan started from, for the record; its values are already in the other
     sections."""
