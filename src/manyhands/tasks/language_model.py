@@ -33,7 +33,7 @@ from manyhands.data.tokens import TokenArray, open_tokens, sample_count, windows
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import LanguageModelTask, Plan
-from manyhands.tasks.model_configuration import build_model, model_configuration
+from manyhands.tasks.model_configuration import build_model, model_configuration, without_progress_bars
 from manyhands.tasks.protocol import Batch, Loss, Prepared, Task
 from manyhands.tasks.tokenizer import END, UNKNOWN, encode, end_id_of, make_tokenizer
 
@@ -155,7 +155,8 @@ class LanguageModel:
 
     def save_pretrained(self, model: torch.nn.Module, directory: Path) -> None:
         """Config, safetensors and tokenizer, as AutoModelForCausalLM and AutoTokenizer load them offline."""
-        model.save_pretrained(directory)  # type: ignore[operator]
+        with without_progress_bars():
+            model.save_pretrained(directory)  # type: ignore[operator]
         as_transformers(self.tokenizer, self.block_size).save_pretrained(directory)
 
 

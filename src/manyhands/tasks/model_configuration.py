@@ -10,11 +10,13 @@ them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from manyhands.errors import PlanError
 from manyhands.plan.schema import LanguageModelTask
@@ -90,6 +92,18 @@ def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     module: torch.nn.Module = model.float().train()
     return module
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers draws bars on stderr while it saves and loads; our output is tables and events."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _known_keys(task: LanguageModelTask) -> set[str]:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manyhands.errors import DataError
+from manyhands.tasks.model_configuration import without_progress_bars
 
 
 def sample_text(
@@ -30,11 +31,13 @@ def sample_text(
     """
     if not (directory / "config.json").is_file():
         raise DataError(f"{directory} has no config.json: give a checkpoint that a language model run wrote")
-    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
+    with without_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     context = int(model.config.max_position_embeddings)
     end = tokenizer.eos_token_id
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    encoded = tokenizer(prompt, add_special_tokens=False, verbose=False) if prompt else {"input_ids": []}
+    ids: list[int] = list(encoded["input_ids"])
     if not ids and end is None:
         raise DataError(f"the tokenizer in {directory} has no end-of-text token to start from; give a prompt")
     window = list(ids) or [end]

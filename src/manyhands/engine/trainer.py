@@ -1,0 +1,257 @@
+"""A client's work on a model: the Trainer that updates/ asks for (updates.types.Trainer).
+
+One instance holds one model on one device for as long as its process lives; each call loads the given
+weights into it, so nothing is left over from the call before. The same arguments on the same machine with
+the same threads give the same bits: the global generator is seeded from the assignment, and the order of
+data comes from the plan.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from manyhands.coordination.types import Assignment, RoundTerms
+from manyhands.data.ranges import indices_of
+from manyhands.engine.optimizer import build_optimizer, restore_state, state_of
+from manyhands.engine.precision import Precision
+from manyhands.engine.step import Steering, Step, training_step
+from manyhands.errors import PlanError, WorkerError
+from manyhands.plan.schema import Plan
+from manyhands.tasks.protocol import Batch, Task
+from manyhands.updates.types import Tensors, Trained
+
+LOOK_EVERY_STEPS = 10
+"""On a GPU losses are read only so often: each reading waits for the device. On a CPU every step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """After `step` of `steps` of an assignment; `loss` is the mean of the steps since the last report."""
+
+    step: int
+    steps: int
+    loss: float
+    samples: int  # so far
+    tokens: int  # so far
+
+
+class EngineTrainer:
+    """Runs assignments of a plan's task on one device.
+
+    `abandoned` is asked between micro-batches and makes the work end in updates.types.Abandoned.
+    `micro_batch_size` splits a step's samples where they do not fit into memory at once (None: all at
+    once).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        plan: Plan,
+        device: torch.device | str = "cpu",
+        *,
+        precision: Precision = "fp32",
+        micro_batch_size: int | None = None,
+        abandoned: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.task = task
+        self.plan = plan
+        self.device = torch.device(device)
+        self.precision: Precision = precision
+        self.micro_batch_size = micro_batch_size
+        self.abandoned = abandoned
+        self.on_progress = on_progress
+        self.model = task.build_model().to(self.device).train()
+        self.optimizer = build_optimizer(plan.local.optimizer, self.model)
+
+    def train(
+        self,
+        weights: Tensors,
+        inner: Mapping[str, torch.Tensor] | None,
+        assignment: Assignment,
+        terms: RoundTerms,
+        *,
+        correction: Tensors | None = None,
+        proximal: float = 0.0,
+    ) -> Trained:
+        """See updates.types.Trainer. End weights and `inner` are clones on the CPU."""
+        if assignment.steps > len(terms.learning_rates):
+            raise PlanError(
+                f"assignment {assignment.id} has {assignment.steps} steps, and round {terms.round} has "
+                f"{len(terms.learning_rates)} learning rates; at most local.steps can be assigned"
+            )
+        self._load(weights)
+        restore_state(self.optimizer, self.model, inner)
+        seed_everything(assignment.seed)
+        steering = Steering(
+            clip_norm=self.plan.local.optimizer.clip_norm,
+            correction=None if correction is None else self._like_parameters(correction),
+            anchor=[p.detach().clone() for p in self._trainable().values()] if proximal > 0 else None,
+            proximal=proximal,
+        )
+        watch = _Watch(self, assignment)
+        for i, indices in enumerate(self._steps(assignment)):
+            step = training_step(
+                self.task,
+                self.model,
+                self._micro_batches(indices),
+                optimizer=self.optimizer,
+                learning_rate=terms.learning_rates[i],
+                steering=steering,
+                device=self.device,
+                precision=self.precision,
+                abandoned=self.abandoned,
+            )
+            watch.saw(step, len(indices))
+        self.model.zero_grad(set_to_none=True)
+        return watch.trained(
+            {name: _on_cpu(parameter) for name, parameter in self.model.named_parameters()},
+            state_of(self.optimizer, self.model),
+        )
+
+    def gradient(self, weights: Tensors, assignment: Assignment) -> Trained:
+        """The mean gradient over all the assignment's samples, steps of batch_size being its micro-batches."""
+        self._load(weights)
+        seed_everything(assignment.seed)
+        watch = _Watch(self, assignment)
+        batches = (batch for indices in self._steps(assignment) for batch in self._micro_batches(indices))
+        step = training_step(
+            self.task,
+            self.model,
+            batches,
+            optimizer=None,
+            device=self.device,
+            precision=self.precision,
+            abandoned=self.abandoned,
+        )
+        watch.saw(step, assignment.steps * assignment.batch_size)
+        gradients = {
+            name: torch.zeros(parameter.shape) if parameter.grad is None else _on_cpu(parameter.grad)
+            for name, parameter in self._trainable().items()
+        }
+        self.model.zero_grad(set_to_none=True)
+        return watch.trained(gradients, None)
+
+    def _trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _load(self, weights: Tensors) -> None:
+        load_weights(self.model, weights)
+
+    def _like_parameters(self, tensors: Tensors) -> list[torch.Tensor]:
+        """In the order and on the device of the trainable parameters."""
+        return [tensors[name].to(self.device) for name in self._trainable()]
+
+    def _steps(self, assignment: Assignment) -> Iterator[npt.NDArray[np.int64]]:
+        """The samples of each step, [batch_size]."""
+        indices = self._indices(assignment)
+        wanted = assignment.steps * assignment.batch_size
+        if len(indices) != wanted:
+            raise PlanError(
+                f"assignment {assignment.id} has ranges of {len(indices)} samples, and {assignment.steps} steps of "
+                f"{assignment.batch_size} need {wanted}"
+            )
+        yield from indices.reshape(assignment.steps, assignment.batch_size)
+
+    def _indices(self, assignment: Assignment) -> npt.NDArray[np.int64]:
+        total = self.task.training_samples()
+        if self.plan.data.kind == "local":  # the data is the client's own: the assignment's seed orders it
+            generator = np.random.default_rng(assignment.seed)
+            return generator.integers(0, total, assignment.steps * assignment.batch_size, dtype=np.int64)
+        return indices_of(assignment.ranges, total, self.plan.seed)
+
+    def _micro_batches(self, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
+        size = self.micro_batch_size or len(indices)
+        for start in range(0, len(indices), size):
+            yield self.task.batch(indices[start : start + size])
+
+
+class _Watch:
+    """Keeps the losses of an assignment, reads them now and then, and stops at one that is not finite."""
+
+    def __init__(self, trainer: EngineTrainer, assignment: Assignment) -> None:
+        self._trainer, self._assignment = trainer, assignment
+        self._every = 1 if trainer.device.type == "cpu" else LOOK_EVERY_STEPS
+        self._unread: list[tuple[torch.Tensor, int]] = []
+        self._losses: list[float] = []
+        self._counts: list[int] = []
+        self._samples = 0
+
+    def saw(self, step: Step, samples: int) -> None:
+        self._unread.append((step.loss, step.count))
+        self._samples += samples
+        if len(self._unread) >= self._every:
+            self._read()
+
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        losses = torch.stack([loss for loss, _ in self._unread]).tolist()
+        for loss in losses:
+            if not math.isfinite(loss):
+                raise WorkerError(
+                    f"the loss is {loss} at step {len(self._losses)} of assignment {self._assignment.id} (round "
+                    f"{self._assignment.round}): lower local.optimizer.lr, or look at the data of that step"
+                )
+            self._losses.append(loss)
+        self._counts += [count for _, count in self._unread]
+        self._unread.clear()
+        if self._trainer.on_progress is not None:
+            self._trainer.on_progress(
+                Progress(
+                    step=len(self._losses),
+                    steps=self._assignment.steps,
+                    loss=math.fsum(losses) / len(losses),
+                    samples=self._samples,
+                    tokens=self._samples * self._trainer.task.tokens_per_sample(),
+                )
+            )
+
+    def trained(self, tensors: Tensors, inner: Mapping[str, torch.Tensor] | None) -> Trained:
+        self._read()
+        loss = math.fsum(a * n for a, n in zip(self._losses, self._counts, strict=True)) / sum(self._counts)
+        return Trained(
+            tensors=tensors,
+            inner=inner,
+            loss=loss,
+            tokens=self._samples * self._trainer.task.tokens_per_sample(),
+            samples=self._samples,
+            steps=len(self._losses),
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of torch (all devices), numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def load_weights(model: torch.nn.Module, weights: Tensors) -> None:
+    """Copy `weights` into the model's parameters, in place. Raises WorkerError if names or shapes differ."""
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != weights.keys():
+        odd = min(parameters.keys() ^ weights.keys())
+        side = "the model" if odd in parameters else "the weights"
+        raise WorkerError(
+            f"weights do not fit the model: {odd!r} is only in {side}; compare plan and snapshot"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != weights[name].shape:
+                raise WorkerError(
+                    f"weights do not fit the model: {name!r} has shape {list(weights[name].shape)}, the model's is "
+                    f"{list(parameter.shape)}; compare plan and snapshot"
+                )
+            parameter.copy_(weights[name])
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
