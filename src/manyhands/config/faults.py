@@ -73,7 +73,11 @@ def _choices(value: Any, expected: str) -> str:
     words = (
         " or ".join((", ".join(f"'{k}'" for k in known[:-1]), f"'{known[-1]}'")) if known[1:] else expected
     )
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5) if isinstance(value, str) else []
+    near = (
+        difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+        if isinstance(value, str) and known[1:]
+        else []
+    )
     return f"expected {words}." + (f" Did you mean '{near[0]}'?" if near else "")
 
 

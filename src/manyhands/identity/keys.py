@@ -95,6 +95,9 @@ def create(path: Path | str) -> Identity:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise IdentityError(f"cannot make the directory {path.parent}: {error.strerror or error}") from None
+    try:
         descriptor = os.open(path, flags, 0o600)
     except FileExistsError:
         raise IdentityError(

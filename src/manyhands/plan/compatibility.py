@@ -157,8 +157,8 @@ def dummy_tensors_fit(plan: Plan) -> str | None:
 
 
 def model_is_described(plan: Plan) -> str | None:
-    """The default of `model` is a small GPT-2; another model type would get its maker's size, often
-    billions."""
+    """A `task.model_type` other than gpt2 comes with `task.model`: its own defaults are often billions
+    large."""
     task = plan.task
     if not isinstance(task, LanguageModelTask) or task.model_type == "gpt2":
         return None

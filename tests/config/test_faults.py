@@ -1,0 +1,75 @@
+"""Faults in words: the path that one would write, the value, what was expected, the nearest that exists."""
+
+from typing import Any
+
+import pytest
+
+from manyhands.config import did_you_mean, shown
+from manyhands.errors import PlanError
+from manyhands.plan.schema import Plan
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"local": {"stpes": 5}}, "plan: unknown key 'local.stpes'. Did you mean 'steps'?"),
+        (
+            {"task": {"name": "language_model", "blok_size": 8}},
+            "plan: unknown key 'task.blok_size'. Did you mean 'block_size'?",
+        ),
+        (
+            {"task": {"name": "language_model", "text": {"pth": "x"}}},
+            "plan: unknown key 'task.text.pth'. Did you mean 'path'?",
+        ),
+        ({"codec": {"fp32": 1}}, "plan: unknown key 'codec.fp32'. Known: block, error_feedback, name."),
+        ({"topology": "ring"}, "plan: 'topology' is 'ring': expected 'star' or 'mesh'."),
+        (
+            {"local": {"kind": "stps"}},
+            "plan: 'local.kind' is 'stps': expected 'gradient' or 'steps'. Did you mean 'steps'?",
+        ),
+        ({"merge": {"rule": "median"}}, "plan: 'merge.rule' is 'median': expected 'mean'."),
+        (
+            {"task": {"name": "languge_model"}},
+            "plan: 'task.name' is 'languge_model': expected 'language_model', 'dummy' or 'custom'. "
+            "Did you mean 'language_model'?",
+        ),
+        ({"task": {"name": 7}}, "plan: 'task.name' is '7': expected 'language_model', 'dummy' or 'custom'."),
+        ({"task": {"samples": 7}}, "plan: 'task.name' is missing."),
+        ({"task": {"name": "custom"}}, "plan: 'task.target' is missing."),
+        ({"local": {"steps": 0}}, "plan: 'local.steps' is 0: expected greater than or equal to 1."),
+        (
+            {"task": {"name": "dummy", "tensors": "many"}},
+            "plan: 'task.tensors' is 'many': expected a valid integer, unable to parse string as an integer.",
+        ),
+        (
+            {"membership": {"allow": ["abc"]}},
+            "plan: 'membership.allow.0' is 'abc': expected text to match pattern '^[0-9a-f]{64}$'.",
+        ),
+    ],
+)
+def test_messages(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(data)
+    assert str(caught.value) == message
+
+
+def test_every_fault_has_a_line() -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse({"seed": -1, "topology": "ring", "rouns": {}})
+    first, *rest = str(caught.value).splitlines()
+    assert first == "plan:"
+    assert len(rest) == 3
+    assert {line.split("'")[1] for line in rest} == {"seed", "topology", "rouns"}
+
+
+def test_long_values_are_cut() -> None:
+    assert shown("x" * 500) == "'" + "x" * 76 + "..."
+    with pytest.raises(PlanError) as caught:
+        Plan.parse({"seed": "9" * 5000})
+    assert len(str(caught.value)) < 250
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("stepz", ["steps", "seed"]) == " Did you mean 'steps'?"
+    assert did_you_mean("zzz", ["b", "a"]) == " Known: a, b."
+    assert did_you_mean("zzz", []) == ""
