@@ -45,6 +45,7 @@ class Client:
     counted: int = 0
     uncounted: int = 0
     rejoined: int = 0
+    resynced: int = 0  # its public differed from the agreed one, so often
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Entry:
     revealed: bool = False
     opened_ms: int | None = None
     reason: str = ""  # why refused or given back
+    lost: bool = False  # given back because its client went: that client may work again in this round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,10 @@ class Round:
     agreed: tuple[AssignmentId, ...] = ()  # in the order of agreement: the order of merging
     commits_closed: bool = False  # mesh
     closing: Closing | None = None  # set once, then immutable
+    deadline_ms: int = 0  # the one in force: terms.deadline_ms, moved by downtime, by the agreement of a mesh
+    extended: bool = False  # moved once already, for an update that waits for its verdict
+    interrupted: bool = False  # the server was down meanwhile: its durations measure nothing
+    witnesses: tuple[ClientId, ...] = ()  # mesh: whose verdicts count, fixed when commits close
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,5 +119,14 @@ class RunState:
     history: tuple[Closed, ...] = ()  # since the oldest snapshot that newcomers may start from
     fingerprints: dict[int, dict[ClientId, Fingerprint]] = field(default_factory=dict)  # mesh, latest rounds
     snapshots: tuple[Snapshot, ...]  # oldest first; the first one is public at 0
-    snapshot_asked: tuple[int, str, int] | None = None  # round, whom, when
-    evaluations: dict[int, float] = field(default_factory=dict)
+    snapshot_asked: tuple[int, str, int] | None = None  # round, whom ("": nobody to ask yet), when
+    evaluations: dict[int, float] = field(default_factory=dict)  # infinity: not finite
+    older_data: tuple[DataLedger, ...] = ()  # earlier epochs that are not all counted yet, oldest first
+    boundary_ms: int = 0  # when the latest closing was published
+    opening_ms: int | None = (
+        None  # when the next round opens at the latest, now that enough clients are ready
+    )
+    snapshots_taken: int = 0  # accepted so far, the first one included
+    to_evaluate: dict[int, bool] = field(default_factory=dict)  # round of a snapshot: checkpoint it too?
+    checkpointed: int | None = None  # round of the latest checkpoint
+    snapshot_offered: Snapshot | None = None  # mesh: stored before its fingerprint was agreed

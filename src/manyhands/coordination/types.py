@@ -80,7 +80,9 @@ class RoundTerms:
     round: int
     fragment: int
     first_step: int  # inner steps of the schedule before this round
-    learning_rates: tuple[float, ...]  # one for each of plan.local.steps; a shorter assignment uses the first ones
+    learning_rates: tuple[
+        float, ...
+    ]  # one for each of plan.local.steps; a shorter assignment uses the first ones
     outer: OuterTerms
     deadline_ms: int
 
