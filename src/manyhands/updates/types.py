@@ -1,24 +1,33 @@
 """The values that the five functions take and give (DESIGN: work, merge, advance, apply, adopt).
 
 Tensors of `public`, `outer` and merged sums are fp32 and contiguous. Functions never write into their arguments.
+In programs without torch the same mappings hold numpy arrays; this module does not load torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from manyhands.coordination.types import Assignment, AssignmentId, RoundTerms
+from manyhands.plan.wire import CONTROL, MAIN
 
-Tensors = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
 
-MAIN = "delta"
-"""Channel of every update: start minus end of the local work, or the gradient."""
-CONTROL = "control"
-"""Channel of SCAFFOLD: the change of the client's control variate."""
+__all__ = [
+    "CONTROL", "MAIN", "Abandoned", "Arrays", "Local", "Outer", "Pending", "Public", "Tensors", "Trained", "Trainer",
+    "Update",
+]  # fmt: skip
+
+Tensors = Mapping[str, "torch.Tensor"]
+"""By parameter name, on the CPU. numpy arrays in a program without torch."""
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""By the name that a file uses: `<channel>/<parameter>` and so on (plan/wire.py). bf16 as uint16 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +60,7 @@ class Pending:
 class Local:
     """A client's own. A fresh one is `Local()`: zeros, and the inner optimizer from scratch.
 
+    `weights`: None where the work starts from `public`, that is without lag.
     `inner`: the inner optimizer's state as flat named tensors, None before the first work.
     `after`: the assignment whose work made this state; "fresh" before the first.
     """
@@ -69,6 +79,20 @@ class Trained:
 
     tensors: Tensors
     inner: Mapping[str, torch.Tensor] | None
+    loss: float
+    tokens: int
+    samples: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What work sends: wire tensors in the plan's update schema; `norm` of the decoded main channel; and of what
+    local state it was made: `start` is the assignment after which that was, or "fresh"."""
+
+    tensors: Mapping[str, npt.NDArray[np.generic]]
+    norm: float
+    start: str
     loss: float
     tokens: int
     samples: int
