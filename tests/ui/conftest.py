@@ -126,9 +126,9 @@ class Page:
         self.call("Page.navigate", url=address)
 
     def value(self, expression: str) -> Any:
+        """Of a JavaScript expression; None where it throws, as while the page is still coming."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
+        return None if "exceptionDetails" in result else result["result"].get("value")
 
     def wait(self, expression: str) -> Any:
         return until(lambda: self.value(expression), expression)

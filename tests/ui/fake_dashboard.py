@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from manyhands.errors import Refused
 from manyhands.node.view import RunSummary, RunView
+from manyhands.node.view_routes import read_routes
 from manyhands.ui.dashboard.router import dashboard_router
 
 START_MS = 1_760_000_000_000
@@ -158,7 +159,8 @@ class FakeSource:
 
 def main() -> None:
     app = FastAPI()
-    app.include_router(dashboard_router(FakeSource(sys.argv[2] if len(sys.argv) > 2 else "still")))
+    app.include_router(read_routes(FakeSource(sys.argv[2] if len(sys.argv) > 2 else "still")))
+    app.include_router(dashboard_router())
     uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", timeout_graceful_shutdown=1)
 
 

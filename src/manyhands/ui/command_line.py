@@ -67,7 +67,10 @@ class LazyGroup(click.Group):
             name=name, invoke_without_command=True, no_args_is_help=False, callback=_print_help, **settings
         )
         self.params.append(_debug_option())
-        self._entries = {**entries, "help": Entry("", "Show the help of this group or of one of its commands.")}
+        self._entries = {
+            **entries,
+            "help": Entry("", "Show the help of this group or of one of its commands."),
+        }
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self._entries)
@@ -118,7 +121,9 @@ def _help_command(group: click.Group) -> click.Command:
         command: click.Command = group
         for name in names:
             if not isinstance(command, click.Group):
-                raise click.UsageError(f"'{command.name}' has no commands of its own, hence no '{name}'.", context)
+                raise click.UsageError(
+                    f"'{command.name}' has no commands of its own, hence no '{name}'.", context
+                )
             found = command.get_command(context, name)
             if found is None:
                 unknown(context, command, name)

@@ -1,30 +1,15 @@
-"""The dashboard's routes: its pages and assets, and the read-only JSON and event stream that they live on.
+"""The dashboard's pages and assets. What they show they read from the server's JSON (node/view_routes.py).
 
 Nothing is fetched from the internet and nothing is built: the assets are the files in `static/`, read once and sent
-under a Content-Security-Policy that allows only them. The pages steer nothing; actions need the operator's key and
-belong to the server. The streams end by themselves when the reader goes; a server that stops must give uvicorn a
-`timeout_graceful_shutdown`, since an open stream has no end of its own.
+under a Content-Security-Policy that allows only them. The pages steer nothing; actions need the operator's key.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-
-from manyhands.errors import Refused
-from manyhands.node.view import RunSummary, RunView
-
-BEAT_S = 5.0
-"""A stream in which nothing changes sends a beat so often; the page takes twelve silent seconds for a loss."""
-MIN_INTERVAL_S = 0.2
-"""Between two views of one stream."""
+from fastapi import APIRouter, Request, Response
 
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".html": "text/html"}
@@ -40,23 +25,8 @@ _HEADERS = {
 }
 
 
-class Source(Protocol):
-    """Where the dashboard gets what it shows. All calls are made on the server's event loop and must not block."""
-
-    def runs(self) -> Sequence[RunSummary]: ...
-
-    def run(self, run_id: str) -> RunView:
-        """Raises Refused where there is no such run."""
-        ...
-
-    def changes(self, run_id: str) -> AsyncIterator[RunView]:
-        """The run's view after each change; changes while the reader is busy count as one. Ends with the run's
-        server. Raises Refused where there is no such run."""
-        ...
-
-
-def dashboard_router(source: Source) -> APIRouter:
-    """Pages (/, /runs/{id}), /assets/*, and GET /api/runs, /api/runs/{id}, /api/runs/{id}/changes."""
+def dashboard_router() -> APIRouter:
+    """The pages / and /runs/{id}, and /assets/*."""
     router = APIRouter()
     files = {path.name: (path.read_bytes(), _TYPES[path.suffix]) for path in sorted(_STATIC.iterdir())}
 
@@ -83,69 +53,4 @@ def dashboard_router(source: Source) -> APIRouter:
     async def asset(name: str, request: Request) -> Response:
         return file(name, request)
 
-    _add_api(router, source)
     return router
-
-
-def _add_api(router: APIRouter, source: Source) -> None:
-    headers = {**_HEADERS, "Cache-Control": "no-store"}
-
-    def refused(error: Refused) -> Response:
-        return JSONResponse({"error": str(error)}, 404, headers=headers)
-
-    @router.get("/api/runs")
-    async def runs() -> Response:
-        return JSONResponse([run.model_dump(mode="json") for run in source.runs()], headers=headers)
-
-    @router.get("/api/runs/{run_id}")
-    async def run(run_id: str) -> Response:
-        try:
-            view = source.run(run_id)
-        except Refused as error:
-            return refused(error)
-        return JSONResponse(view.model_dump(mode="json"), headers=headers)
-
-    @router.get("/api/runs/{run_id}/changes")
-    async def changes(
-        run_id: str,
-        from_round: Annotated[int, Query(ge=0)] = 0,
-        from_incident: Annotated[int, Query(ge=0)] = 0,
-    ) -> Response:
-        try:
-            first = source.run(run_id)
-            coming = source.changes(run_id)
-        except Refused as error:
-            return refused(error)
-        stream = _stream(first, coming, from_round, from_incident)
-        return StreamingResponse(
-            stream, media_type="text/event-stream", headers={**headers, "X-Accel-Buffering": "no"}
-        )
-
-
-async def _stream(
-    view: RunView, coming: AsyncIterator[RunView], from_round: int, from_incident: int
-) -> AsyncIterator[bytes]:
-    """Server-sent events: `view` with what is new since the one before, `beat` while nothing changes."""
-    waiting: asyncio.Task[RunView] | None = None
-    try:
-        while True:
-            yield _event("view", view.since(from_round, from_incident).model_dump(mode="json"))
-            from_round = max(from_round, view.rounds[-1].round + 1 if view.rounds else 0)
-            from_incident = max(from_incident, len(view.incidents))
-            await asyncio.sleep(MIN_INTERVAL_S)
-            waiting = asyncio.ensure_future(anext(coming))
-            while not (await asyncio.wait({waiting}, timeout=BEAT_S))[0]:
-                yield _event("beat", None)
-            view = waiting.result()
-    except StopAsyncIteration:
-        return
-    finally:
-        if waiting is not None:
-            waiting.cancel()
-            await asyncio.wait({waiting})
-        if isinstance(coming, AsyncGenerator):
-            await coming.aclose()
-
-
-def _event(name: str, data: object) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()

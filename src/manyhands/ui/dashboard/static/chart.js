@@ -38,9 +38,9 @@ export class LossChart {
   }
 
   /** rounds: [{round, mean, clients: Map(key -> loss)}], evaluations: [{round, loss}], series: [{key, label, color}] */
-  set(rounds, evaluations, series, total, incidents) {
+  set(rounds, evaluations, series, total, incidents, unit) {
     const marks = [...new Set([...rounds.map((r) => r.round), ...evaluations.map((e) => e.round)])].sort((a, b) => a - b);
-    this.data = { rounds, evaluations, series, total, incidents, marks };
+    this.data = { rounds, evaluations, series, total, incidents, marks, unit };
     this.draw();
   }
 
@@ -99,7 +99,7 @@ export class LossChart {
     this.surface.append(
       svg("line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom + 0.5, y2: bottom + 0.5 }),
       svg("text", { x: (MARGIN.left + right) / 2, y: height - 3, "text-anchor": "middle", text: "round" }),
-      svg("text", { transform: `translate(13 ${(MARGIN.top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", text: "loss, nats per token" }),
+      svg("text", { transform: `translate(13 ${(MARGIN.top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", text: this.data.unit ? `loss, ${this.data.unit}` : "loss" }),
     );
   }
 

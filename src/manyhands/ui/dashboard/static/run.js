@@ -66,7 +66,7 @@ function renderHead() {
   setText(byId("name"), v.name);
   byId("phase").className = `pill ${color}`;
   setText(byId("phase"), words);
-  byId("reason").hidden = !v.reason;
+  byId("reason").hidden = !v.reason || !["waiting", "paused", "failed"].includes(v.phase);
   byId("reason").className = v.phase === "failed" ? "notice bad" : "notice";
   setText(byId("reason"), v.reason);
   byId("facts").replaceChildren(
@@ -142,7 +142,7 @@ function renderChart() {
     clients: new Map(r.counted.filter((c) => c.loss !== null).map((c) => [c.client, c.loss])),
   }));
   const lost = new Set(state.incidents.filter((i) => i.what.startsWith("lost") && i.round !== null).map((i) => i.round));
-  chart.set(curve, v.evaluations, series, v.total_rounds, lost);
+  chart.set(curve, v.evaluations, series, v.total_rounds, lost, v.loss_unit);
   const entry = (key, text) => el("li", {}, [el("span", { class: key }), el("span", { text })]);
   byId("legend").replaceChildren(
     entry("key ring", "validation"),
