@@ -1,13 +1,15 @@
-"""Checkpoints of a training on one machine: exact resume, and what a person keeps, in one directory per step.
+"""Checkpoints: what a person keeps, and for a training on one machine also what exact resume needs.
 
-    checkpoints/ latest                      the name of the newest one, for people and scripts
-            step-00000300/ training.json           format version, plan hash, step, data cursor, Python's
-            and numpy's generators training.safetensors    weights/<parameter>, optimizer/<key>/<parameter>,
-            generator/<device> ...                     the task's own form (for a language model: a
-            directory that transformers loads)
+    checkpoints/
+        latest                      the name of the newest one, for people and scripts
+        step-00000300/
+            training.json           version, plan hash, step, data cursor, Python's and numpy's generators
+            training.safetensors    weights/<parameter>, optimizer/<key>/<parameter>, generator/<device>
+            ...                     the task's own form (language model: what transformers loads)
+        round-00000012/             of a networked run: the task's own form of public after 12 closings
 
-Invariants: a checkpoint is written aside, synced and renamed, so a directory named step-* is whole; a kill
-at any moment loses at most the one being written. The newest is the one with the highest step, whatever
+Invariants: a checkpoint is written aside, synced and renamed, so a directory named step-* or round-* is whole; a
+kill at any moment loses at most the one being written. The newest is the one with the highest number, whatever
 `latest` says. An older one is removed only after a newer one is complete. Nothing is pickled.
 """
 
@@ -18,13 +20,14 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from manyhands.engine.optimizer import restore_state, state_of
@@ -37,7 +40,7 @@ LATEST = "latest"
 RECORD, TENSORS = "training.json", "training.safetensors"
 
 _NAME = re.compile(r"^step-(\d{8,})$")
-_PARTIAL = re.compile(r"^\.step-\d{8,}\.partial-\d+$")
+_PARTIAL = re.compile(r"^\.(step|round)-\d{8,}\.partial-\d+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,28 +68,41 @@ def save_checkpoint(
     A checkpoint of that step which is already there is kept as it is: training is repeatable, so it is the
     same. Raises StorageError if the disk does not take it; what was there before is then untouched.
     """
-    final = directory / f"step-{cursor.step:08}"
-    partial = directory / f".{final.name}.partial-{os.getpid()}"
+    name = f"step-{cursor.step:08}"
+    _write_aside(directory, name, lambda partial: _write(partial, training, cursor, plan_hash, task))
+    for old in checkpoints(directory)[: -max(1, keep)]:
+        _remove(old)
+    return directory / name
+
+
+def publish(task: Task, model: torch.nn.Module, directory: Path, round_number: int) -> Path:
+    """Write what a person keeps of a networked run: the task's form of public after `round_number` closings.
+
+    One that is already there is kept: public at a round never changes. Raises StorageError.
+    """
+    name = f"round-{round_number:08}"
+    _write_aside(directory, name, lambda partial: task.save_pretrained(model, partial))
+    return directory / name
+
+
+def _write_aside(directory: Path, name: str, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory that then appears at once under `name`, and point `latest` to it."""
+    partial = directory / f".{name}.partial-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _sweep(directory)
-        if not final.is_dir():
+        if not (directory / name).is_dir():
             partial.mkdir()
-            _write(partial, training, cursor, plan_hash, task)
+            write(partial)
             for file in sorted(partial.rglob("*")):
                 _sync(file)
             _sync(partial)
-            partial.rename(final)
+            partial.rename(directory / name)
             _sync(directory)
-        _point_to(directory, final.name)
-        for old in checkpoints(directory)[: -max(1, keep)]:
-            _remove(directory / old.name)
-    except OSError as error:
+        _point_to(directory, name)
+    except (OSError, SafetensorError) as error:  # a full disk meets the one or the other
         shutil.rmtree(partial, ignore_errors=True)
-        raise StorageError(
-            f"checkpoint {final}: {error.strerror or error}; free space and try again"
-        ) from error
-    return final
+        raise StorageError(f"checkpoint {directory / name}: {error}; free space and try again") from error
 
 
 def load_checkpoint(path: Path, training: Training, *, plan_hash: str) -> Cursor:
@@ -105,7 +121,7 @@ def load_checkpoint(path: Path, training: Training, *, plan_hash: str) -> Cursor
         )
     try:
         tensors = load_file(path / TENSORS)
-    except Exception as error:  # safetensors raises its own type beside OSError
+    except (OSError, SafetensorError) as error:
         raise StorageError(f"checkpoint {path / TENSORS}: {error}; resume from another checkpoint") from error
     load_weights(training.model, _below(tensors, "weights/"))
     restore_state(training.optimizer, training.model, _below(tensors, "optimizer/"))

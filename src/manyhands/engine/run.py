@@ -127,7 +127,7 @@ class _Run:
 
     def open_task(self, allowed: Collection[str]) -> None:
         """Prepare the materials unless an earlier process did; build model and optimizer."""
-        family = family_of(self.plan.task, allowed=allowed)
+        family = family_of(self.plan, allowed=allowed)
         materials = self.directory / "materials"
         done = materials / f"prepared-{self.hash[:16]}"  # written last
         if not done.is_file():

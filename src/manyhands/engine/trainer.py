@@ -81,7 +81,7 @@ class EngineTrainer:
         correction: Tensors | None = None,
         proximal: float = 0.0,
     ) -> Trained:
-        """See updates.types.Trainer. End weights and `inner` are clones on the CPU."""
+        """See updates.types.Trainer. The end weights are those of the trainable parameters; all are CPU clones."""
         if assignment.steps > len(terms.learning_rates):
             raise PlanError(
                 f"assignment {assignment.id} has {assignment.steps} steps, and round {terms.round} has "
@@ -112,7 +112,7 @@ class EngineTrainer:
             watch.saw(step, len(indices))
         self.model.zero_grad(set_to_none=True)
         return watch.trained(
-            {name: _on_cpu(parameter) for name, parameter in self.model.named_parameters()},
+            {name: _on_cpu(parameter) for name, parameter in self._trainable().items()},
             state_of(self.optimizer, self.model),
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, cast
 
 from manyhands.errors import PlanError, Refused
-from manyhands.plan.schema import CustomTask, TaskSettings
+from manyhands.plan.schema import CustomTask, Plan
 from manyhands.tasks.protocol import TaskFamily
 
 FAMILIES: Final[Mapping[str, str]] = {
@@ -22,12 +22,13 @@ FAMILIES: Final[Mapping[str, str]] = {
 """name -> module:object, where object is a TaskFamily."""
 
 
-def family_of(task: TaskSettings, *, allowed: Collection[str] = ()) -> TaskFamily:
+def family_of(plan: Plan, *, allowed: Collection[str] = ()) -> TaskFamily:
     """The family of a plan's task.
 
     `allowed`: targets of custom tasks that may be imported here. Raises Refused for any other, PlanError
     for a target that cannot be imported or is no TaskFamily.
     """
+    task = plan.task
     if not isinstance(task, CustomTask):
         return _load(FAMILIES[task.name])
     if task.target not in allowed:

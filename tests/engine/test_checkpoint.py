@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from manyhands.engine import checkpoint
+from manyhands.engine.checkpoint import (
+    Cursor,
+    Training,
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    publish,
+    save_checkpoint,
+)
+from manyhands.engine.optimizer import build_optimizer, state_of
+from manyhands.engine.step import training_step
+from manyhands.errors import Refused, StorageError
+
+HASH = "a1" * 32
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it runs, also no handler of Exception."""
+
+
+def training_of(world: Any, steps: int = 2) -> Training:
+    task = world.task()
+    torch.manual_seed(3)
+    model = task.build_model()
+    optimizer = build_optimizer(world.plan.local.optimizer, model)
+    for i in range(steps):
+        training_step(task, model, [task.batch(np.arange(4) + i)], optimizer=optimizer, learning_rate=1e-2)
+    return Training(model=model, optimizer=optimizer, device=torch.device("cpu"))
+
+
+def contents(training: Training) -> dict[str, torch.Tensor]:
+    weights = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    return weights | state_of(training.optimizer, training.model)
+
+
+def save(world: Any, directory: Path, step: int, training: Training | None = None, **more: Any) -> Path:
+    training = training or training_of(world)
+    cursor = Cursor(step=step, sample=step * 4)
+    return save_checkpoint(directory, training, cursor, plan_hash=HASH, task=world.task(), **more)
+
+
+def test_everything_comes_back(world: Any, tmp_path: Path, same: Any) -> None:
+    training = training_of(world)
+    torch.manual_seed(5)
+    np.random.seed(6)
+    random.seed(7)
+    random.gauss(0, 1)
+    saved = contents(training)
+    path = save(world, tmp_path, 12, training)
+    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.gauss(0, 1), random.random())
+
+    other = training_of(world, steps=1)
+    assert not same(contents(other), saved)
+    assert load_checkpoint(path, other, plan_hash=HASH) == Cursor(step=12, sample=48)
+    assert same(contents(other), saved)
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.gauss(0, 1), random.random()) == drawn
+
+
+def test_what_a_person_keeps_is_in_the_same_directory(world: Any, tmp_path: Path) -> None:
+    path = save(world, tmp_path, 12)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in path.iterdir()}
+    assert not list(path.rglob("*.bin")) + list(path.rglob("*.pt")) + list(path.rglob("*.pkl"))
+    assert (tmp_path / "latest").read_text() == "step-00000012\n"
+
+
+def test_the_newest_ones_are_kept_by_step_number(world: Any, tmp_path: Path) -> None:
+    training = training_of(world)
+    for step in (9, 10, 100_000_000, 11):
+        save(world, tmp_path, step, training, keep=2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000011", "step-100000000"]
+    assert find_checkpoint(tmp_path).name == "step-100000000"
+    (tmp_path / "latest").write_text("step-00000011\n")
+    assert find_checkpoint(tmp_path).name == "step-100000000", "the step number decides, not the pointer"
+
+
+def test_a_checkpoint_of_another_plan_is_refused(world: Any, tmp_path: Path) -> None:
+    path = save(world, tmp_path, 12)
+    with pytest.raises(Refused, match=r"belongs to plan a1a1a1a1a1a1a1a1\.\.\., this plan is b2b2"):
+        load_checkpoint(path, training_of(world), plan_hash="b2" * 32)
+
+
+def kill_points(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Arms a kill at the n-th call of any function that changes the disk; returns the calls made."""
+    count: list[int] = [0]
+    wanted = [0]
+
+    def wrap(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            count[0] += 1
+            if count[0] == wanted[0]:
+                raise Killed
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    for owner, name in (
+        (os, "fsync"), (Path, "mkdir"), (Path, "rename"), (Path, "replace"), (Path, "write_text"),
+        (checkpoint, "save_file"), (checkpoint.shutil, "rmtree"),
+    ):  # fmt: skip
+        wrap(owner, name)
+
+    def arm(n: int) -> list[int]:
+        count[0], wanted[0] = 0, n
+        return count
+
+    return arm
+
+
+def test_a_kill_at_any_point_of_a_save_loses_nothing(
+    world: Any, tmp_path: Path, same: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = training_of(world, steps=1), training_of(world, steps=2)
+    expected = {10: contents(old), 20: contents(new)}
+    arm = kill_points(monkeypatch)
+    outcomes = []
+    for n in range(1, 100):
+        directory = tmp_path / str(n)
+        arm(0)
+        save(world, directory, 5, old)
+        save(world, directory, 10, old)
+        count = arm(n)
+        try:
+            save(world, directory, 20, new, keep=1)
+            finished = True
+        except Killed:
+            finished = False
+        assert finished == (count[0] < n)
+        arm(0)
+        loaded = training_of(world, steps=3)
+        cursor = load_checkpoint(directory, loaded, plan_hash=HASH)
+        assert same(contents(loaded), expected[cursor.step])
+        outcomes.append(cursor.step)
+        # The pointer never names something that is not there, and the next save cleans up and goes on.
+        assert (directory / (directory / "latest").read_text().strip() / checkpoint.RECORD).is_file()
+        save(world, directory, 30, new, keep=1)
+        assert sorted(p.name for p in directory.iterdir()) == ["latest", "step-00000030"]
+        if finished:
+            break
+    assert len(outcomes) > 10
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {10, 20}
+
+
+def test_a_full_disk_is_an_error_that_leaves_the_old_one(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(world, tmp_path, 10)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(StorageError, match=r"step-00000020.*No space left on device"):
+        save(world, tmp_path, 20)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000010"]
+
+
+def test_a_broken_checkpoint_says_so(world: Any, tmp_path: Path) -> None:
+    path = save(world, tmp_path, 12)
+    tensors, record = (path / checkpoint.TENSORS).read_bytes(), (path / checkpoint.RECORD).read_text()
+    (path / checkpoint.TENSORS).write_bytes(tensors[:-9])
+    with pytest.raises(StorageError, match=r"training\.safetensors.*resume from another"):
+        load_checkpoint(path, training_of(world), plan_hash=HASH)
+    (path / checkpoint.TENSORS).write_bytes(tensors)
+    for text, message in (
+        (record[:40], r"training\.json.*resume from another"),
+        (json.dumps({"version": 1}), "plan_hash|step"),
+        (record.replace('"version": 1', '"version": 9'), "format version 9, this program reads 1"),
+        (record.replace('"step": 12', '"step": "x"'), "wrong type"),
+    ):
+        (path / checkpoint.RECORD).write_text(text)
+        with pytest.raises(StorageError, match=message):
+            load_checkpoint(path, training_of(world), plan_hash=HASH)
+
+
+def test_a_directory_without_checkpoints_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no checkpoint in"):
+        find_checkpoint(tmp_path)
+
+
+def test_publish_writes_once_and_points_to_it(world: Any, tmp_path: Path) -> None:
+    task = world.task()
+    model = task.build_model()
+    path = publish(task, model, tmp_path, 3)
+    assert path == tmp_path / "round-00000003"
+    before = (path / "model.safetensors").read_bytes()
+    assert publish(task, task.build_model(), tmp_path, 3) == path
+    assert (path / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "latest").read_text() == "round-00000003\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "round-00000003"]

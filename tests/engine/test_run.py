@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from manyhands.engine import run as run_module
+from manyhands.engine.checkpoint import RECORD, TENSORS
+from manyhands.engine.run import train
+from manyhands.errors import Interrupted, ManyhandsError, PlanError, Refused, WorkerError
+from manyhands.plan.resolve import plan_hash
+
+
+def state(checkpoint: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    return load_file(checkpoint / TENSORS), json.loads((checkpoint / RECORD).read_text())
+
+
+def test_a_training_learns_reports_and_saves(world: Any, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    plan = world.with_local(steps=30)
+    result = train(plan, tmp_path / "run", device="cpu", on_event=events.append)
+    assert result.steps == 120
+    assert result.validation_loss_after < 0.8 * result.validation_loss_before
+    assert result.tokens == 120 * 4 * 16
+    assert result.tokens_per_s > 0
+    assert result.checkpoint == tmp_path / "run/checkpoints/step-00000120"
+    assert [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()] == events
+    assert all(event["version"] == 1 and event["time_ms"] > 0 for event in events)
+    kinds = [event["kind"] for event in events]
+    assert kinds[:3] == ["preparing", "evaluated", "started"]
+    assert kinds[-1] == "finished"
+    assert [e["step"] for e in events if e["kind"] == "step"] == list(range(10, 121, 10))
+    assert [e["step"] for e in events if e["kind"] == "evaluated"] == [0, 60, 120]
+    assert [e["step"] for e in events if e["kind"] == "saved"] == [60, 120]
+    rates = [e["learning_rate"] for e in events if e["kind"] == "step"]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("at", [2, 3, 7])
+def test_an_interrupted_training_resumes_exactly(world: Any, tmp_path: Path, same: Any, at: int) -> None:
+    """SIGINT after step `at`, inside or at the end of a piece of local.steps=3, while evaluations come between."""
+    plan = world.plan
+    whole = train(plan, tmp_path / "whole", device="cpu")
+
+    taken = 0
+    original = run_module.training_step
+
+    def step_and_signal(*args: Any, **kwargs: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == at:
+            signal.raise_signal(signal.SIGINT)
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "training_step", step_and_signal)
+        with pytest.raises(Interrupted, match=rf"after step {at}; go on with --resume"):
+            train(plan, tmp_path / "cut", device="cpu")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    torch.manual_seed(999)  # what happens in between must not matter
+    rest = train(plan, tmp_path / "cut", device="cpu", resume=tmp_path / "cut")
+
+    assert rest.validation_loss_before == whole.validation_loss_before
+    assert rest.validation_loss_after == whole.validation_loss_after
+    (one, first), (other, second) = state(whole.checkpoint), state(rest.checkpoint)
+    assert same(one, other)
+    assert first == second
+    assert first["sample"] == first["step"] * 4 == 48
+
+
+def test_a_second_signal_ends_at_once(world: Any, tmp_path: Path) -> None:
+    def twice(event: dict[str, Any]) -> None:
+        if event["kind"] == "started":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(world.plan, tmp_path, device="cpu", on_event=twice)
+
+
+def test_a_finished_training_resumes_to_the_same_end(world: Any, tmp_path: Path) -> None:
+    whole = train(world.plan, tmp_path, device="cpu")
+    again = train(world.plan, tmp_path, device="cpu", resume=whole.checkpoint)
+    assert again.checkpoint == whole.checkpoint
+    assert again.tokens == 0
+    assert again.validation_loss_after == whole.validation_loss_after
+
+
+def test_an_earlier_training_is_not_overwritten(world: Any, tmp_path: Path) -> None:
+    train(world.plan, tmp_path, device="cpu")
+    with pytest.raises(ManyhandsError, match="resume from it, or choose another directory"):
+        train(world.plan, tmp_path, device="cpu")
+    other = world.plan.model_copy(update={"seed": 8})
+    with pytest.raises(Refused, match=plan_hash(other)[:16]):
+        train(other, tmp_path, device="cpu", resume=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(world: Any, tmp_path: Path) -> None:
+    plan = world.with_optimizer(name="sgd", lr=1e30, clip_norm=0.0)
+    with pytest.raises(WorkerError, match=r"the loss is (nan|inf) at step \d+: lower local.optimizer.lr"):
+        train(plan, tmp_path, device="cpu")
+
+
+def test_a_plan_without_local_steps_is_refused(world: Any, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"'gradient'.*local.kind=steps"):
+        train(world.with_local(kind="gradient"), tmp_path, device="cpu")
