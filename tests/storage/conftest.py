@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from manyhands.coordination.machine import NumberedEffect
+from manyhands.coordination.records import Record
 from manyhands.coordination.types import EVERYONE, Effect, Joined, PhaseChanged
 from manyhands.storage.database import Database, open_database
 from manyhands.storage.events import RunLog
-from manyhands.storage.records import EffectRecord, EventRecord
 from manyhands.storage.runs import create_run
 
-Batch = tuple[list[EventRecord], list[EffectRecord]]
+Batch = tuple[list[Record], list[NumberedEffect]]
 
 
 @pytest.fixture
@@ -36,11 +37,11 @@ def batch() -> Callable[..., Batch]:
     def made(after: int, count: int = 1, to: str = EVERYONE) -> Batch:
         numbers = range(after + 1, after + count + 1)
         events = [
-            EventRecord(sequence=n, now_ms=1000 + n, seed=n * 7, event=Joined(client=f"{n:064x}", boot="b"))
+            Record(sequence=n, now_ms=1000 + n, seed=n * 7, event=Joined(client=f"{n:064x}", boot="b"))
             for n in numbers
         ]
         effects = [
-            EffectRecord(
+            NumberedEffect(
                 sequence=n, n=0, effect=Effect(to=to, body=PhaseChanged(phase="waiting", reason=str(n)))
             )
             for n in numbers

@@ -8,16 +8,17 @@ from dataclasses import replace
 
 import pytest
 
+from manyhands.coordination.machine import NumberedEffect
+from manyhands.coordination.records import Record
 from manyhands.coordination.state import DataLedger, RunState
 from manyhands.coordination.types import AGGREGATOR, EVERYONE, Effect, Evaluated, PhaseChanged
 from manyhands.errors import Fenced, StorageError
 from manyhands.plan.schema import Plan
 from manyhands.storage.database import Database, open_database
 from manyhands.storage.events import RunLog, outbox_query
-from manyhands.storage.records import EffectRecord, EventRecord
 from manyhands.storage.runs import create_run, get_run
 
-Make = Callable[..., tuple[list[EventRecord], list[EffectRecord]]]
+Make = Callable[..., tuple[list[Record], list[NumberedEffect]]]
 
 
 def state_after(sequence: int) -> RunState:
@@ -112,7 +113,7 @@ def test_effects_go_to_whom_they_are_addressed(log: RunLog, batch: Make) -> None
     events, _ = batch(0, 3)
     names = [("alice", EVERYONE), (AGGREGATOR,), (EVERYONE, "alice", "bob")]
     effects = [
-        EffectRecord(sequence=s + 1, n=n, effect=Effect(to=to, body=PhaseChanged(phase="p", reason="r")))
+        NumberedEffect(sequence=s + 1, n=n, effect=Effect(to=to, body=PhaseChanged(phase="p", reason="r")))
         for s, row in enumerate(names)
         for n, to in enumerate(row)
     ]
@@ -172,7 +173,7 @@ def test_runs_do_not_mix(log: RunLog, batch: Make) -> None:
 
 def test_a_diverged_loss_is_stored_as_it_is(log: RunLog) -> None:
     event = Evaluated(round=1, loss=float("inf"), samples=3, metrics={"a": -0.0, "b": 5e-324})
-    log.append(log.acquire("a"), 0, [EventRecord(sequence=1, now_ms=0, seed=0, event=event)], [])
+    log.append(log.acquire("a"), 0, [Record(sequence=1, now_ms=0, seed=0, event=event)], [])
     assert log.load().records[0].event == event
 
 

@@ -26,15 +26,16 @@ from manyhands.coordination.types import Effect, Joined, PhaseChanged
 from manyhands.plan.schema import Plan
 from manyhands.storage.database import open_database
 from manyhands.storage.events import RunLog
-from manyhands.storage.records import EffectRecord, EventRecord
+from manyhands.coordination.machine import NumberedEffect
+from manyhands.coordination.records import Record
 from manyhands.storage.runs import create_run
 
 def batch(after):
     numbers = (after + 1, after + 2)
     joined = Joined(client="c", boot="b")
     effect = Effect(to="everyone", body=PhaseChanged(phase="p", reason="r"))
-    events = [EventRecord(sequence=n, now_ms=n, seed=n, event=joined) for n in numbers]
-    effects = [EffectRecord(sequence=n, n=k, effect=effect) for n in numbers for k in (0, 1)]
+    events = [Record(sequence=n, now_ms=n, seed=n, event=joined) for n in numbers]
+    effects = [NumberedEffect(sequence=n, n=k, effect=effect) for n in numbers for k in (0, 1)]
     data = DataLedger(total=1)
     state = RunState(run_id="run-1", plan=Plan(), phase="training", sequence=after + 2, data=data, snapshots=())
     return events, effects, state
@@ -123,13 +124,13 @@ from manyhands.coordination.types import ClockPassed
 from manyhands.errors import Fenced
 from manyhands.storage.database import open_database
 from manyhands.storage.events import RunLog
-from manyhands.storage.records import EventRecord
+from manyhands.coordination.records import Record
 log = RunLog(open_database(sys.argv[1]), "run-1")
 epoch = log.acquire("old:1")
 print("owner", flush=True)
 sys.stdin.readline()
 try:
-    log.append(epoch, log.last_sequence(), [EventRecord(sequence=log.last_sequence() + 1, now_ms=1, seed=1,
+    log.append(epoch, log.last_sequence(), [Record(sequence=log.last_sequence() + 1, now_ms=1, seed=1,
                                                         event=ClockPassed())], [])
 except Fenced as error:
     print(error)

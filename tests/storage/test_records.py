@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manyhands.coordination.records import dump_body, dump_event, dump_state
 from manyhands.coordination.state import Client, DataLedger, Entry, Round, RunState
 from manyhands.coordination.types import (
     Assignment,
@@ -24,14 +25,7 @@ from manyhands.coordination.types import (
 )
 from manyhands.errors import StorageError
 from manyhands.plan.schema import Plan
-from manyhands.storage.records import (
-    body_from_json,
-    body_to_json,
-    event_from_json,
-    event_to_json,
-    state_from_json,
-    state_to_json,
-)
+from manyhands.storage.records import read_body, read_event, read_state
 
 floats = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True)
 rounds = st.integers(0, 2**31)
@@ -65,17 +59,17 @@ def bits(value: float) -> bytes:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(loss=floats, metric=floats, reason=st.text())
 def test_events_come_back(loss: float, metric: float, reason: str) -> None:
-    back = event_from_json(event_to_json(Evaluated(round=1, loss=loss, samples=2, metrics={reason: metric})))
+    back = read_event(dump_event(Evaluated(round=1, loss=loss, samples=2, metrics={reason: metric})))
     assert isinstance(back, Evaluated)
     assert (bits(back.loss), bits(back.metrics[reason])) == (bits(loss), bits(metric))
-    assert event_from_json(event_to_json(PauseAsked(reason=reason))) == PauseAsked(reason=reason)
+    assert read_event(dump_event(PauseAsked(reason=reason))) == PauseAsked(reason=reason)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(assignment=assignments, terms=terms)
 def test_effects_come_back(assignment: Assignment, terms: RoundTerms) -> None:
     body = Work(assignment=assignment, terms=terms)
-    assert repr(body_from_json(body_to_json(body))) == repr(body)  # repr: NaN equals itself
+    assert repr(read_body(dump_body(body))) == repr(body)  # repr: NaN equals itself
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -95,7 +89,7 @@ def test_states_come_back(assignment: Assignment, terms: RoundTerms, evaluations
         snapshot_asked=(3, "k", 5),
         evaluations=evaluations,
     )
-    back = state_from_json(state_to_json(state))
+    back = read_state(dump_state(state))
     assert repr(back) == repr(state)
     assert list(back.evaluations) == list(state.evaluations)
 
@@ -109,6 +103,6 @@ def test_every_word_of_coordination_is_stored_by_its_kind() -> None:
 
 @pytest.mark.parametrize("text", ["null", "{}", '{"kind":"left"}', '{"kind":"unheard_of"}', "[1", "3"])
 def test_what_is_damaged_is_refused(text: str) -> None:
-    for read in (event_from_json, body_from_json, state_from_json):
+    for read in (read_event, read_body, read_state):
         with pytest.raises(StorageError, match="cannot be read"):
             read(text)

@@ -53,8 +53,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def fake_server(mode: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    port = free_port()
+def _fake_server(mode: str, port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    port = port or free_port()
     process = subprocess.Popen([sys.executable, str(FAKE), str(port), mode])
     address = f"http://127.0.0.1:{port}"
     try:
@@ -85,8 +85,14 @@ def until(ready: Callable[[], Any], what: str, *, within_s: float = 20) -> Any:
 @pytest.fixture(scope="session")
 def still() -> Iterator[str]:
     """Address of a fake server on which nothing changes."""
-    with fake_server("still") as (address, _):
+    with _fake_server("still") as (address, _):
         yield address
+
+
+@pytest.fixture(scope="session")
+def fake_server() -> Callable[..., contextlib.AbstractContextManager[tuple[str, subprocess.Popen[bytes]]]]:
+    """Start a fake server of its own: with fake_server(mode[, port]) as (address, process)."""
+    return _fake_server
 
 
 class Page:

@@ -12,11 +12,10 @@ import sys
 from collections.abc import AsyncIterator
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import StreamingResponse
 
-from manyhands.errors import Refused
 from manyhands.node.view import RunSummary, RunView
-from manyhands.node.view_routes import read_routes
 from manyhands.ui.dashboard.router import dashboard_router
 
 START_MS = 1_760_000_000_000
@@ -140,27 +139,47 @@ class FakeSource:
         )
         return {run.run_id: run for run in (main, paused)}
 
-    def runs(self) -> list[RunSummary]:
-        return [run.summary() for run in self._all().values()]
-
     def run(self, run_id: str) -> RunView:
         found = self._all().get(run_id)
         if found is None:
-            raise Refused(f"there is no run '{run_id}' on this server.")
+            raise HTTPException(404, f"no run '{run_id}' here")
         return found
 
-    async def changes(self, run_id: str) -> AsyncIterator[RunView]:
+    async def changes(self, run_id: str) -> AsyncIterator[str]:
+        yield f"data: {self.run(run_id).model_dump_json()}\n\n"
         while self.mode == "live" and self.closed < TOTAL:
             await asyncio.sleep(0.4)
+            known = self.run(run_id)
             self.closed += 1
-            yield self.run(run_id)
-        await asyncio.Event().wait()
+            newer = self.run(run_id).since(known.closed_rounds, len(known.incidents))
+            yield f"data: {newer.model_dump_json()}\n\n"
+        while True:
+            yield "event: beat\ndata:\n\n"
+            await asyncio.sleep(1)
+
+
+def application(source: FakeSource) -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/api/runs")
+    async def runs() -> list[RunSummary]:
+        return [run.summary() for run in source._all().values()]
+
+    @app.get("/api/runs/{run_id}")
+    async def run(run_id: str) -> RunView:
+        return source.run(run_id)
+
+    @app.get("/api/runs/{run_id}/changes")
+    async def changes(run_id: str) -> StreamingResponse:
+        source.run(run_id)
+        return StreamingResponse(source.changes(run_id), media_type="text/event-stream")
+
+    app.include_router(dashboard_router())
+    return app
 
 
 def main() -> None:
-    app = FastAPI()
-    app.include_router(read_routes(FakeSource(sys.argv[2] if len(sys.argv) > 2 else "still")))
-    app.include_router(dashboard_router())
+    app = application(FakeSource(sys.argv[2] if len(sys.argv) > 2 else "still"))
     uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", timeout_graceful_shutdown=1)
 
 

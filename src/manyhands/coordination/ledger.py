@@ -149,7 +149,7 @@ class RecordedRound:
 
 def account(initial: RunState, records: Iterable[Record]) -> RunAccount:
     """Everything that the log says, from `initial_state` and all records of the run, in order."""
-    book = _Book(initial)
+    book = Ledger(initial)
     for record in records:
         book.add(record)
     return book.finished()
@@ -175,8 +175,8 @@ def recorded(round_: RoundAccount) -> RecordedRound:
     )
 
 
-class _Book:
-    """The fold: the state so far, and what has been noted on the way."""
+class Ledger:
+    """The fold: the state so far, and what has been noted on the way. A server adds each record as it comes."""
 
     def __init__(self, initial: RunState) -> None:
         self.state = initial

@@ -69,6 +69,10 @@ class NumberedEffect:
     n: int
     effect: Effect
 
+    @property
+    def id(self) -> tuple[int, int]:
+        return (self.sequence, self.n)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:

@@ -20,6 +20,7 @@ from manyhands.errors import ProtocolError, Refused, ServerUnreachable
 from manyhands.identity.contributions import new_nonce
 from manyhands.identity.keys import Identity
 from manyhands.network import messages
+from manyhands.network.blobs.holders import Holder
 from manyhands.network.messages import (
     PROTOCOL_VERSIONS,
     Ack,
@@ -69,6 +70,7 @@ class Connection:
     patient: bool = False  # True: wait for a server that is not there yet
     plan_hash: str | None = None
     has_round: int | None = None
+    _headers: dict[str, str] = field(default_factory=dict)
     _seen: tuple[int, int] | None = None
     _socket: aiohttp.ClientWebSocketResponse | None = None
     _http: aiohttp.ClientSession | None = None
@@ -91,9 +93,10 @@ class Connection:
     def base_url(self) -> str:
         return f"http://{self.terms.address}"
 
-    def headers(self) -> dict[str, str]:
-        """Of requests in this session."""
-        return {"Authorization": f"Bearer {self.welcome.token}"} if self.welcome is not None else {}
+    @property
+    def holder(self) -> Holder:
+        """The server as a holder of blobs; its headers follow the session."""
+        return Holder(url=self.base_url, headers=self._headers)
 
     async def ask(self, body: IntentBody) -> None:
         """Send an intent; returns when it is durable at the server, over as many connections as it takes.
@@ -226,6 +229,7 @@ class Connection:
         if not isinstance(welcome, Welcome):
             raise ProtocolError(f"expected 'welcome' from the server, got '{welcome.type}'")
         self.server = received.server
+        self._headers["Authorization"] = f"Bearer {welcome.token}"
         return welcome
 
     @staticmethod

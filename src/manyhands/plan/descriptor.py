@@ -1,8 +1,8 @@
 """The run descriptor: what the server makes of a plan, once, and signs.
 
-It names everything that a run's clients must agree on: the resolved plan and its hash, the first snapshot, the
-materials (tokens, tokenizer, split: blobs) and the parameter table. Immutable: a run with another one is another
-run.
+It names everything that a run's clients must agree on: the resolved plan and its hash, the first snapshot,
+the materials (tokens, tokenizer, split: blobs) and the parameter table. Immutable: a run with another one is
+another run.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def read_plan_file(path: Path | str) -> dict[str, Any]:
 
 def dump_plan(plan: Plan) -> str:
     """The plan as YAML text, every field written out; `load_plan` of it gives an equal plan."""
-    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(plan.model_dump(mode="json"), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
 
 
 def plan_hash(plan: Plan) -> str:
@@ -149,6 +149,10 @@ class _PlainLoader(yaml.SafeLoader):
         )
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes what _PlainLoader reads."""
+
+
 _PlainLoader.add_constructor(None, _PlainLoader.refuse_tag)
 for _tag in ("timestamp", "binary", "set", "omap", "pairs"):
     _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _PlainLoader.refuse_tag)
@@ -156,18 +160,20 @@ _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+# YAML 1.1 wants a dot before it believes an exponent; text that looks like this is quoted when written
+for _class in (_PlainLoader, _PlainDumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def _yaml_fault(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        return f"{at}{error.problem or error.context}."
+        return at + ", ".join(part for part in (error.context, error.problem) if part) + "."
     if isinstance(error, RecursionError):
         return "nested too deeply: that is no plan."
     return f"not readable as YAML: {str(error).splitlines()[0]}."

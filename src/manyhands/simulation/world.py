@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from manyhands.coordination.machine import initial_state, next_deadline, tick
+from manyhands.coordination.records import Record
 from manyhands.coordination.state import RunState
 from manyhands.coordination.types import (
     AGGREGATOR,
@@ -51,8 +52,7 @@ from manyhands.coordination.types import (
 from manyhands.errors import ManyhandsError, UpdateError
 from manyhands.network.blobs.manifest import manifest_of
 from manyhands.plan.schema import Plan
-from manyhands.simulation.stage import Stage
-from manyhands.storage.records import EventRecord
+from manyhands.simulation.stage import Stage, close
 from manyhands.updates.aggregation import Aggregation
 from manyhands.updates.participant import Participant
 
@@ -79,7 +79,7 @@ class Simulated:
     evaluations: dict[int, float]
     weights: dict[str, torch.Tensor]
     state: RunState
-    records: tuple[EventRecord, ...]
+    records: tuple[Record, ...]
 
     @property
     def first_loss(self) -> float:
@@ -119,7 +119,7 @@ class _World:
     blobs: dict[str, Path] = field(default_factory=dict)
     participants: dict[str, Participant] = field(default_factory=dict)
     events: collections.deque[Event] = field(default_factory=collections.deque)
-    records: list[EventRecord] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     rounds: list[RoundResult] = field(default_factory=list)
     evaluations: dict[int, float] = field(default_factory=dict)
     now_ms: int = START_MS
@@ -171,9 +171,7 @@ class _World:
         seed = len(self.records)
         result = tick(self.state, [event], self.now_ms, seed)
         self.state = result.state
-        self.records.append(
-            EventRecord(sequence=self.state.sequence, now_ms=self.now_ms, seed=seed, event=event)
-        )
+        self.records.append(Record(sequence=self.state.sequence, now_ms=self.now_ms, seed=seed, event=event))
         if len(self.records) > MOST_EVENTS:
             raise ManyhandsError(f"the simulated run is not finished after {MOST_EVENTS} events")
         for numbered in result.effects:
@@ -244,13 +242,13 @@ class _World:
             paths: Sequence[Path] = [self.blobs[closed.change.blob]]
         else:
             paths = [self.blobs[c.update.blob] for c in closed.closing.counted]
-        fingerprint = self.stage.close(self.participants[key], closed, paths)
+        fingerprint = close(self.participants[key], closed, paths)
         if self.stage.plan.topology == "mesh":
-            self.events.append(
-                Fingerprinted(client=key, round=closed.closing.round, fingerprint=fingerprint)
-            )
+            self.events.append(Fingerprinted(client=key, round=closed.closing.round, fingerprint=fingerprint))
         elif closed.fingerprint is not None and fingerprint != closed.fingerprint:
-            raise AssertionError(f"round {closed.closing.round}: a client's public differs from the aggregator's")
+            raise AssertionError(
+                f"round {closed.closing.round}: a client's public differs from the aggregator's"
+            )
 
     def _witness(self, key: str, contribution: Contribution) -> None:
         assert contribution.update is not None
@@ -343,5 +341,5 @@ class _World:
 
     def _keep(self, path: Path) -> BlobRef:
         manifest = manifest_of(path)
-        self.blobs[manifest.blob_id] = path
-        return BlobRef(blob=manifest.blob_id, size_bytes=manifest.size_bytes)
+        self.blobs[manifest.blob] = path
+        return manifest.ref

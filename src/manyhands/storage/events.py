@@ -16,20 +16,13 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from manyhands.coordination.machine import NumberedEffect
+from manyhands.coordination.records import Record, dump_body, dump_event, dump_state
 from manyhands.coordination.state import RunState
 from manyhands.coordination.types import AGGREGATOR, EVALUATOR, EVERYONE, Effect
 from manyhands.errors import Fenced, StorageError
 from manyhands.storage.database import Database
-from manyhands.storage.records import (
-    EffectRecord,
-    EventRecord,
-    body_from_json,
-    body_to_json,
-    event_from_json,
-    event_to_json,
-    state_from_json,
-    state_to_json,
-)
+from manyhands.storage.records import read_body, read_event, read_state
 from manyhands.storage.tables import effects as effects_table
 from manyhands.storage.tables import events, runs, state_snapshots
 
@@ -51,7 +44,7 @@ class Loaded:
     """What a restart needs: the newest stored state (None: there is none yet) and the events after it."""
 
     state: RunState | None
-    records: tuple[EventRecord, ...]
+    records: tuple[Record, ...]
 
 
 class _Run(NamedTuple):
@@ -103,8 +96,8 @@ class RunLog:
         self,
         epoch: int,
         expected_sequence: int,
-        records: Sequence[EventRecord],
-        effects: Sequence[EffectRecord],
+        records: Sequence[Record],
+        effects: Sequence[NumberedEffect],
         snapshot: RunState | None = None,
         *,
         phase: str | None = None,
@@ -120,7 +113,7 @@ class RunLog:
         last = _check_order(self.run_id, expected_sequence, records, effects, snapshot)
         event_rows = [self._event_row(epoch, record) for record in records]
         effect_rows = [self._effect_row(record) for record in effects]
-        state = None if snapshot is None else state_to_json(snapshot).decode()
+        state = None if snapshot is None else dump_state(snapshot).decode()
         with self._database.write() as connection:
             self._own(connection, epoch)
             self._expect(connection, expected_sequence)
@@ -170,9 +163,9 @@ class RunLog:
                 )
             ).scalar()
             records = self._events(connection, newest)
-        return Loaded(state=None if body is None else state_from_json(body), records=tuple(records))
+        return Loaded(state=None if body is None else read_state(body), records=tuple(records))
 
-    def all_records(self, after: int = 0) -> Iterator[EventRecord]:
+    def all_records(self, after: int = 0) -> Iterator[Record]:
         """Every event after number `after`, oldest first, a page at a time. The ledger is made from it."""
         while True:
             with self._database.read() as connection:
@@ -185,7 +178,7 @@ class RunLog:
 
     def effects_after(
         self, recipient: str, after: tuple[int, int], limit: int | None = None
-    ) -> list[EffectRecord]:
+    ) -> list[NumberedEffect]:
         """Effects for `recipient` with ids after `after`, in order: what a reconnect still has to deliver.
 
         A client gets those addressed to itself and to EVERYONE; the aggregator and the evaluator only their
@@ -193,7 +186,7 @@ class RunLog:
         client has to join anew.
         """
         names = [recipient] if recipient in (AGGREGATOR, EVALUATOR, EVERYONE) else [recipient, EVERYONE]
-        found: list[EffectRecord] = []
+        found: list[NumberedEffect] = []
         with self._database.read() as connection:
             kept_from = self._run(connection).outbox_from
             if after[0] < kept_from:
@@ -204,8 +197,8 @@ class RunLog:
             for name in names:
                 rows = connection.execute(outbox_query(self.run_id, name, after, limit))
                 found += [
-                    EffectRecord(
-                        sequence=row.sequence, n=row.n, effect=Effect(to=name, body=body_from_json(row.body))
+                    NumberedEffect(
+                        sequence=row.sequence, n=row.n, effect=Effect(to=name, body=read_body(row.body))
                     )
                     for row in rows
                 ]
@@ -264,7 +257,7 @@ class RunLog:
         connection.execute(state_snapshots.delete().where(*here))
         connection.execute(state_snapshots.insert(), [row])
 
-    def _events(self, connection: sa.Connection, after: int, limit: int | None = None) -> list[EventRecord]:
+    def _events(self, connection: sa.Connection, after: int, limit: int | None = None) -> list[Record]:
         rows = connection.execute(
             sa.select(events)
             .where(events.c.run_id == self.run_id, events.c.sequence > after)
@@ -272,29 +265,27 @@ class RunLog:
             .limit(limit)
         )
         return [
-            EventRecord(
-                sequence=row.sequence, now_ms=row.now_ms, seed=row.seed, event=event_from_json(row.body)
-            )
+            Record(sequence=row.sequence, now_ms=row.now_ms, seed=row.seed, event=read_event(row.body))
             for row in rows
         ]
 
-    def _event_row(self, epoch: int, record: EventRecord) -> dict[str, object]:
+    def _event_row(self, epoch: int, record: Record) -> dict[str, object]:
         return {
             "run_id": self.run_id,
             "sequence": record.sequence,
             "epoch": epoch,
             "now_ms": record.now_ms,
             "seed": record.seed,
-            "body": event_to_json(record.event).decode(),
+            "body": dump_event(record.event).decode(),
         }
 
-    def _effect_row(self, record: EffectRecord) -> dict[str, object]:
+    def _effect_row(self, record: NumberedEffect) -> dict[str, object]:
         return {
             "run_id": self.run_id,
             "sequence": record.sequence,
             "n": record.n,
             "recipient": record.effect.to,
-            "body": body_to_json(record.effect.body).decode(),
+            "body": dump_body(record.effect.body).decode(),
         }
 
 
@@ -318,8 +309,8 @@ def outbox_query(run_id: str, name: str, after: tuple[int, int], limit: int | No
 def _check_order(
     run_id: str,
     expected: int,
-    records: Sequence[EventRecord],
-    effects: Sequence[EffectRecord],
+    records: Sequence[Record],
+    effects: Sequence[NumberedEffect],
     snapshot: RunState | None,
 ) -> int:
     """Refuse what would leave a log with gaps; returns the last sequence number after the append."""

@@ -59,7 +59,9 @@ def check_values(
     """Check wire tensors whose names, dtypes and shapes are known to be right; the norm of the main channel."""
     norms = norms_of(plan.codec, wire.channels(plan), parameters, arrays, where=where, threads=threads)
     norm = norms[wire.MAIN]
-    if claimed_norm is not None and not abs(norm - claimed_norm) <= NORM_TOLERANCE * claimed_norm:
+    if claimed_norm is not None and not (
+        math.isfinite(claimed_norm) and abs(norm - claimed_norm) <= NORM_TOLERANCE * claimed_norm
+    ):
         raise UpdateError(
             f"{where}: the norm is {norm:.6g} but {claimed_norm:.6g} was claimed; expected agreement to 0.1%"
         )

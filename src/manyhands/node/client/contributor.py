@@ -11,10 +11,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import aiohttp
-
 from manyhands.coordination.types import (
-    BlobRef,
     Claims,
     Committed,
     Contributed,
@@ -127,7 +124,7 @@ class Contributor:
         node, assignment = self._node, work.assignment
         run_id, key = node.descriptor.run_id, assignment.client
         manifest = await asyncio.to_thread(manifest_of, path)
-        update = BlobRef(blob=manifest.blob_id, size_bytes=manifest.size_bytes)
+        update = manifest.ref
         nonce = new_nonce()
         committed = commit(run_id, assignment.round, key, assignment.id, update.blob, nonce)
         await node.connection.ask(
@@ -157,7 +154,7 @@ class Contributor:
             await node.connection.ask(allowed_by)
             try:
                 await node.files.send(node.connection, path)
-            except (BlobError, ServerUnreachable, aiohttp.ClientError):
+            except (BlobError, ServerUnreachable, Refused):
                 if attempt == UPLOAD_ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(0.3 * (attempt + 1))
@@ -197,7 +194,7 @@ class Contributor:
         fingerprint = await node.worker.snapshot(path)
         try:
             manifest = await asyncio.to_thread(manifest_of, path)
-            blob = BlobRef(blob=manifest.blob_id, size_bytes=manifest.size_bytes)
+            blob = manifest.ref
             await self._upload(SnapshotOffer(round=at, blob=blob), path)
             snapshot = Snapshot(round=at, blob=blob, fingerprint=fingerprint)
             await node.connection.ask(SnapshotStored(by=node.options.identity.public, snapshot=snapshot))

@@ -12,8 +12,6 @@ import os
 import shutil
 from pathlib import Path
 
-import aiohttp
-
 from manyhands.coordination.types import BlobRef, Closed
 from manyhands.errors import BlobError, Refused, ServerUnreachable
 from manyhands.network.blobs.transfer import download, upload
@@ -71,16 +69,8 @@ class ClientFiles:
         for attempt in range(ATTEMPTS):
             await connection.until_connected()
             try:
-                await download(
-                    connection.http,
-                    [connection.base_url],
-                    ref.blob,
-                    ref.size_bytes,
-                    path,
-                    headers=connection.headers(),
-                    progress=self._count_down,
-                )
-            except (BlobError, ServerUnreachable, aiohttp.ClientError):
+                await download(connection.http, [connection.holder], ref, path, progress=self._count_down)
+            except (BlobError, ServerUnreachable, Refused):
                 if attempt == ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(0.3 * (attempt + 1))
@@ -109,9 +99,7 @@ class ClientFiles:
     # ------------------------------------------------------------------ up
     async def send(self, connection: Connection, path: Path) -> None:
         """Upload a file as a blob; it is on the server's disk when this returns."""
-        await upload(
-            connection.http, connection.base_url, path, headers=connection.headers(), progress=self._count_up
-        )
+        await upload(connection.http, connection.holder, path, progress=self._count_up)
 
     def _count_up(self, count: int) -> None:
         self.bytes_up += count

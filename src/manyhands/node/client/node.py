@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from manyhands.config import home
 from manyhands.coordination.types import (
@@ -35,8 +36,8 @@ from manyhands.identity.keys import Identity
 from manyhands.identity.known_servers import pin
 from manyhands.network.connection import Connection, Terms
 from manyhands.network.messages import CLOSING_DOMAIN, Deliver
-from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.contributor import Contributor
+from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.worker import ClientWorker
 from manyhands.node.directories import ParticipantDirectory
 from manyhands.node.signals import stop_requested
@@ -101,7 +102,7 @@ class ClientNode:
         if pin(self.options.server_addr, key, given=self.options.server_key):
             self.tell("first_contact", f"first contact with {self.options.server_addr}: noted its key {key}")
 
-    def tell(self, kind: str, text: str = "", **facts: object) -> None:
+    def tell(self, kind: str, text: str = "", **facts: Any) -> None:
         """An event for whoever watches this client."""
         event: ClientEvent = {
             "v": 1,
@@ -111,7 +112,7 @@ class ClientNode:
             "run_id": self.options.run_id,
             "client": self.options.identity.public,
         }
-        event.update(facts)  # type: ignore[typeddict-item]
+        event.update(cast(ClientEvent, facts))
         self.options.on_event(event)
 
     # ------------------------------------------------------------------ life
@@ -125,10 +126,9 @@ class ClientNode:
             reading = asyncio.create_task(self._read())
             handling = asyncio.create_task(self._handle_all())
             stopping = asyncio.create_task(stop.wait())
+            tasks: set[asyncio.Task[Any]] = {reading, handling, stopping}
             try:
-                done, _ = await asyncio.wait(
-                    {reading, handling, stopping}, return_when=asyncio.FIRST_COMPLETED
-                )
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if stopping in done:
                     await self._leave()
                     raise Interrupted("stopped by a signal; start the same command again to go on")
@@ -136,9 +136,9 @@ class ClientNode:
                     if task in done:
                         task.result()
             finally:
-                for task in (reading, handling, stopping):
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(reading, handling, stopping, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
                 if hasattr(self, "worker"):
                     await self.worker.stop()
                 await self.connection.close()
@@ -191,19 +191,16 @@ class ClientNode:
         self.connection.progress = self.connection.progress.model_copy(
             update={**facts, "bytes_up": self.files.bytes_up, "bytes_down": self.files.bytes_down}
         )
-        self.tell(
-            "progress",
-            state="working",
-            **{
-                "round": facts.get("round"),
-                "steps_done": facts.get("step"),
-                "steps": facts.get("steps"),
-                "loss": facts.get("loss"),
-                "tokens_per_s": facts.get("tokens_per_s"),
-                "bytes_up": self.files.bytes_up,
-                "bytes_down": self.files.bytes_down,
-            },
-        )
+        event: dict[str, Any] = {
+            "round": facts.get("round"),
+            "steps_done": facts.get("step"),
+            "steps": facts.get("steps"),
+            "loss": facts.get("loss"),
+            "tokens_per_s": facts.get("tokens_per_s"),
+            "bytes_up": self.files.bytes_up,
+            "bytes_down": self.files.bytes_down,
+        }
+        self.tell("progress", state="working", **event)
 
     # ------------------------------------------------------------------ deliveries
     async def _handle(self, delivery: Deliver) -> bool:

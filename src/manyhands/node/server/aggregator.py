@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.machine import situation
+from manyhands.coordination.situations import situation
 from manyhands.coordination.types import (
     AGGREGATOR,
     Advance,

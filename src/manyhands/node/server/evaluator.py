@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
-from manyhands.coordination.machine import situation
+from manyhands.coordination.situations import situation
 from manyhands.coordination.types import EVALUATOR, Body, Checkpointed, Evaluate, Evaluated, Failed
 from manyhands.errors import ManyhandsError, WorkerError
 from manyhands.node.server.served_run import ServedRun

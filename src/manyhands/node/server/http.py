@@ -14,9 +14,10 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
-from manyhands.coordination.types import Left, PauseAsked, ResumeAsked
+from manyhands.coordination.types import BlobId, Left, PauseAsked, ResumeAsked
 from manyhands.errors import ManyhandsError
 from manyhands.identity.canonical import verify_document
+from manyhands.network.blobs.routes import Action
 from manyhands.node.operator import ORDER_DOMAIN, ORDER_LIFETIME_MS, Order
 from manyhands.node.server.run_driver import clock_ms
 from manyhands.node.server.served_run import ServedRun
@@ -30,7 +31,7 @@ class BlobGuard:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    async def __call__(self, request: Request, action: str, blob: str, size_bytes: int | None) -> None:
+    async def __call__(self, request: Request, action: Action, blob: BlobId, size: int) -> None:
         """Raises HTTPException 401 or 403."""
         session = self._session(request)
         if action == "read":
@@ -40,10 +41,8 @@ class BlobGuard:
         allowed = session.opened.get(blob)
         if allowed is None:
             raise HTTPException(403, f"blob {blob[:16]}... was not announced by this client")
-        if size_bytes is not None and size_bytes != allowed:
-            raise HTTPException(
-                403, f"blob {blob[:16]}... was announced with {allowed} bytes, not {size_bytes}"
-            )
+        if size and size != allowed:
+            raise HTTPException(403, f"blob {blob[:16]}... was announced with {allowed} bytes, not {size}")
 
     def _session(self, request: Request) -> Session:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -53,9 +52,7 @@ class BlobGuard:
         return session
 
 
-def api_routes(
-    runs: Mapping[str, ServedRun], views: RunViews, operator_public: str
-) -> APIRouter:
+def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: str) -> APIRouter:
     router = APIRouter(prefix="/api")
     used_orders: dict[str, int] = {}
 

@@ -66,8 +66,7 @@ async def prepare_run(
 
     refs: dict[str, BlobRef] = {}
     for name, path in {**made["materials"], "": made["first_snapshot"]}.items():
-        manifest = await asyncio.to_thread(blobs.put_file, Path(path), move=True)
-        refs[name] = BlobRef(blob=manifest.blob_id, size_bytes=manifest.size_bytes)
+        refs[name] = await asyncio.to_thread(blobs.put_file, Path(path), move=True)
     first = refs.pop("")
     descriptor = RunDescriptor(
         run_id=run_id,
@@ -81,10 +80,12 @@ async def prepare_run(
         server_key=identity.public,
     )
     text = descriptor.model_dump_json()
-    await asyncio.to_thread(create_run, database, run_id, text, sign_descriptor(identity, descriptor))
+    await asyncio.to_thread(
+        create_run, database, run_id, text.encode(), sign_descriptor(identity, descriptor)
+    )
     index = BlobIndex(database, run_id)
     for ref in refs.values():
-        await asyncio.to_thread(index.add, ref.blob, ref.size_bytes, "material", None)
-    await asyncio.to_thread(index.add, first.blob, first.size_bytes, "snapshot", 0)
+        await asyncio.to_thread(index.add, ref, "material")
+    await asyncio.to_thread(index.add, first, "snapshot", round=0)
     shutil.rmtree(work, ignore_errors=True)
     return run_id

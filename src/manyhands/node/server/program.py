@@ -117,8 +117,9 @@ async def _open_run(
     run = ServedRun(
         run_id=descriptor.run_id,
         descriptor=descriptor,
-        descriptor_text=stored.descriptor,
+        descriptor_text=stored.descriptor.decode(),
         descriptor_signature=stored.signature,
+        first=first,
         driver=driver,
         blobs=blobs,
         index=BlobIndex(database, descriptor.run_id),
@@ -126,7 +127,7 @@ async def _open_run(
     )
     for blob in await asyncio.to_thread(run.index.all):
         if blob.kind != "update":
-            run.readable.add(blob.blob)
+            run.readable.add(blob.ref.blob)
     await driver.start(descriptor, first)
     return run
 
@@ -140,7 +141,7 @@ async def _serve_run(
     stop: asyncio.Event,
 ) -> None:
     sessions, runs = Sessions(), {run.run_id: run}
-    views = RunViews(sessions)
+    views = RunViews(runs, sessions)
     app = _application(runs, sessions, views, identity, operator, options)
     config = uvicorn.Config(
         app,

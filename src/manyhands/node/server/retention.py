@@ -12,10 +12,11 @@ async def forget_old_updates(run: ServedRun) -> None:
     """Delete what is no longer needed, whenever the run has moved on. Goes on until it is cancelled."""
     done = -1
     while True:
+        if run.driver.state.closed_rounds != done:
+            done = run.driver.state.closed_rounds
+            await asyncio.to_thread(_forget, run, _needed_from(run))
         async with run.driver.changed:
-            await run.driver.changed.wait_for(lambda seen=done: run.driver.state.closed_rounds != seen)
-        done = run.driver.state.closed_rounds
-        await asyncio.to_thread(_forget, run, _needed_from(run))
+            await run.driver.changed.wait()
 
 
 def _needed_from(run: ServedRun) -> int:

@@ -14,7 +14,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from manyhands.coordination.machine import initial_state, next_deadline, tick
+from manyhands.coordination.machine import NumberedEffect, initial_state, next_deadline, tick
+from manyhands.coordination.records import Record
 from manyhands.coordination.state import RunState
 from manyhands.coordination.types import (
     EVERYONE,
@@ -31,7 +32,6 @@ from manyhands.coordination.types import (
 from manyhands.errors import StorageError
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.storage.events import RunLog
-from manyhands.storage.records import EffectRecord, EventRecord
 
 BATCH_EVENTS = 256
 SNAPSHOT_EVERY_EVENTS = 500
@@ -79,7 +79,7 @@ class RunDriver:
         self._heard: dict[ClientId, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._snapshot_at = 0
-        self.records: list[EventRecord] = []
+        self.records: list[Record] = []
         self.changed = asyncio.Condition()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.state: RunState
@@ -178,14 +178,14 @@ class RunDriver:
     async def _append(self, batch: Sequence[tuple[Event, asyncio.Future[int]]]) -> None:
         """Tick, make durable, and only then show."""
         state = self.state
-        records: list[EventRecord] = []
-        effects: list[EffectRecord] = []
+        records: list[Record] = []
+        effects: list[NumberedEffect] = []
         for event, _ in batch:
             now, seed = max(clock_ms(), state.now_ms), secrets.randbits(63)
             result = tick(state, [event], now, seed)
             state = result.state
-            records.append(EventRecord(sequence=state.sequence, now_ms=now, seed=seed, event=event))
-            effects += [EffectRecord(sequence=e.sequence, n=e.n, effect=e.effect) for e in result.effects]
+            records.append(Record(sequence=state.sequence, now_ms=now, seed=seed, event=event))
+            effects += [NumberedEffect(sequence=e.sequence, n=e.n, effect=e.effect) for e in result.effects]
         keep = state if state.sequence - self._snapshot_at >= SNAPSHOT_EVERY_EVENTS else None
         await asyncio.to_thread(
             self._log.append,
@@ -208,7 +208,7 @@ class RunDriver:
         async with self.changed:
             self.changed.notify_all()
 
-    def _deliver(self, effect: EffectRecord) -> None:
+    def _deliver(self, effect: NumberedEffect) -> None:
         delivery = Delivery(sequence=effect.sequence, n=effect.n, body=effect.effect.body)
         to = effect.effect.to
         for mailbox in self._mailboxes:

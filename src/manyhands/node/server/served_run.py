@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from manyhands.coordination.types import BlobRef
+from manyhands.coordination.types import BlobRef, Snapshot
 from manyhands.network.blobs.store import BlobStore
 from manyhands.node.server.run_driver import RunDriver
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.plan.wire import Schema, layout, maximum_bytes, snapshot_schema, update_schema
-from manyhands.storage.blob_index import BlobIndex
-
-BlobKind = Literal["update", "snapshot", "change", "material", "checkpoint"]
+from manyhands.storage.blob_index import BlobIndex, BlobKind
 
 SNAPSHOT_HEADER_BYTES = 16 * 1024 * 1024
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, kw_only=True, weakref_slot=True)
 class ServedRun:
     """`directory`: the server's own files of this run. `readable`: blobs that clients of the run may fetch."""
 
@@ -27,6 +24,7 @@ class ServedRun:
     descriptor: RunDescriptor
     descriptor_text: str
     descriptor_signature: str
+    first: Snapshot
     driver: RunDriver
     blobs: BlobStore
     index: BlobIndex
@@ -48,13 +46,12 @@ class ServedRun:
 
     async def keep_file(self, path: Path, kind: BlobKind, round_number: int | None) -> BlobRef:
         """Put a file of the server's own among the blobs (moving it), durable on return."""
-        manifest = await asyncio.to_thread(self.blobs.put_file, path, move=True)
-        ref = BlobRef(blob=manifest.blob_id, size_bytes=manifest.size_bytes)
+        ref = await asyncio.to_thread(self.blobs.put_file, path, move=True)
         await self.register_blob(ref, kind, round_number)
         return ref
 
     async def register_blob(self, ref: BlobRef, kind: BlobKind, round_number: int | None) -> None:
-        await asyncio.to_thread(self.index.add, ref.blob, ref.size_bytes, kind, round_number)
+        await asyncio.to_thread(self.index.add, ref, kind, round=round_number)
         if kind != "update":
             self.readable.add(ref.blob)
 
@@ -74,4 +71,3 @@ class ServedRun:
         }
         shown |= {c.update.blob for closed in state.history for c in closed.closing.counted}
         return shown
-

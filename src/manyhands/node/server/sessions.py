@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from manyhands.coordination.machine import may_join
+from manyhands.coordination.membership import may_join
 from manyhands.coordination.state import Client
 from manyhands.coordination.types import Closed, Joined
 from manyhands.errors import ManyhandsError, ProtocolError, Refused, StorageError, UpdateError
@@ -144,7 +144,7 @@ async def _admit(
 ) -> tuple[Session, Mailbox, list[Delivery]]:
     """Let a client in, or raise Refused. Returns what it has missed, if it can go on where it was."""
     driver, key = run.driver, hello.client
-    refusal = may_join(driver.state, key, hello.boot, clock_ms())
+    refusal = may_join(driver.state, key, hello.boot)
     if refusal is not None:
         known = driver.state.clients.get(key)
         alive = known is not None and known.status in ("catching_up", "ready")

@@ -1,4 +1,4 @@
-"""The dashboard's pages and assets. What they show they read from the server's JSON (node/view_routes.py).
+"""The dashboard's pages and assets. What they show they read from the server's JSON (node/view.py).
 
 Nothing is fetched from the internet and nothing is built: the assets are the files in `static/`, read once and sent
 under a Content-Security-Policy that allows only them. The pages steer nothing; actions need the operator's key.

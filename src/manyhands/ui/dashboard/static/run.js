@@ -11,11 +11,7 @@ const state = { view: null, rounds: new Map(), incidents: [], colors: new Map(),
 const chart = new LossChart(byId("chart"));
 
 const api = `/api/runs/${encodeURIComponent(runId)}`;
-follow(
-  () => `${api}/changes?from_round=${state.rounds.size ? Math.max(...state.rounds.keys()) + 1 : 0}&from_incident=${state.incidents.length}`,
-  receive,
-  connection,
-);
+follow(`${api}/changes`, receive, connection);
 setInterval(() => state.view && renderTime(), 1000);
 byId("more").addEventListener("click", () => { state.all = true; renderLedger(); });
 
@@ -23,12 +19,15 @@ function receive(view) {
   state.view = view;
   state.skew = Date.now() - view.now_ms;
   for (const round of view.rounds) state.rounds.set(round.round, round);
-  state.incidents.push(...view.incidents);
+  const known = new Set(state.incidents.map(identity));
+  state.incidents.push(...view.incidents.filter((i) => !known.has(identity(i)))); // after a loss all come again
   for (const client of view.clients) if (!state.colors.has(client.key)) state.colors.set(client.key, state.colors.size % COLORS);
   if (state.waiting) return;
   state.waiting = true; // several changes between two frames are drawn once
   requestAnimationFrame(() => { state.waiting = false; render(); });
 }
+
+const identity = (incident) => `${incident.ms} ${incident.client} ${incident.what}`;
 
 async function connection(now) {
   showLink(now);

@@ -1,6 +1,6 @@
 // The live connection to the server: one EventSource, told apart as connecting, live or lost.
-// The server sends a beat every few seconds, so a connection that is silent is known to be dead; we then connect
-// again ourselves, with the position to go on from in the address.
+// A server that sends `beat` events while nothing changes is known to be gone when it falls silent. After a loss we
+// connect again ourselves and are sent everything anew, so whoever listens must take a view twice.
 
 const SILENT_MS = 12000;
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
@@ -8,31 +8,34 @@ const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 /** Calls onView(view) with each change and onState("connecting" | "live" | "lost") as the connection changes. */
 export function follow(address, onView, onState) {
   let source = null;
+  let live = false;
   let failures = 0;
+  let beats = false;
   let watchdog = 0;
 
   function heard() {
     clearTimeout(watchdog);
-    watchdog = setTimeout(lose, SILENT_MS);
-    if (failures !== -1) { failures = -1; onState("live"); }
+    if (beats) watchdog = setTimeout(lose, SILENT_MS);
+    failures = 0;
+    if (!live) onState("live");
+    live = true;
   }
 
   function lose() {
     clearTimeout(watchdog);
-    if (source) source.close();
-    source = null;
-    failures = Math.max(failures, 0);
+    source.close();
+    live = false;
     onState("lost");
     setTimeout(connect, RETRY_MS[Math.min(failures, RETRY_MS.length - 1)]);
     failures += 1;
   }
 
   function connect() {
-    source = new EventSource(address());
-    watchdog = setTimeout(lose, SILENT_MS);
-    source.addEventListener("view", (event) => { heard(); onView(JSON.parse(event.data)); });
-    source.addEventListener("beat", heard);
+    source = new EventSource(address);
+    source.addEventListener("message", (event) => { heard(); onView(JSON.parse(event.data)); });
+    source.addEventListener("beat", () => { beats = true; heard(); });
     source.addEventListener("error", lose);
+    watchdog = setTimeout(lose, SILENT_MS); // the first view comes at once
   }
 
   onState("connecting");

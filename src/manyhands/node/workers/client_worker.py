@@ -1,0 +1,155 @@
+"""A client's worker process: does the work, applies closings, keeps local state, all with torch."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from manyhands.coordination.types import Claims, Closed, Work
+from manyhands.engine.device import choose_device, use_threads
+from manyhands.engine.trainer import EngineTrainer, Progress
+from manyhands.errors import BlobError, UpdateError
+from manyhands.node.workers.channel import Channel, open_channel
+from manyhands.plan.descriptor import RunDescriptor
+from manyhands.tasks.registry import family_of
+from manyhands.updates.participant import Participant, load_public
+from manyhands.updates.types import Abandoned
+
+PROGRESS_EVERY_S = 0.25
+
+_claims = TypeAdapter(Claims)
+_closed = TypeAdapter(Closed)
+_work = TypeAdapter(Work)
+
+
+class ClientWorker:
+    """Operations that the node calls by name. Public and local state live here; the files are the node's."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._participant: Participant | None = None
+        self._working_on = ""
+        self._started = 0.0
+        self._told = 0.0
+
+    def open(
+        self,
+        descriptor: dict[str, Any],
+        directory: str,
+        device: str,
+        threads: int | None,
+        micro_batch_size: int | None,
+        allowed_tasks: list[str],
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Open the task and build the model."""
+        self._run = RunDescriptor.model_validate(descriptor)
+        self._directory = Path(directory)
+        used = use_threads(threads)
+        chosen = choose_device(device)
+        plan = self._run.plan
+        task = family_of(plan, allowed=allowed_tasks).open(plan, self._directory / "materials")
+        self._trainer = EngineTrainer(
+            task,
+            plan,
+            chosen,
+            micro_batch_size=micro_batch_size,
+            abandoned=lambda: self._channel.abandoned(self._working_on),
+            on_progress=self._progress,
+        )
+        return {"pid": os.getpid(), "threads": used, "device": str(chosen)}
+
+    def load(self, path: str, round: int, fingerprint: str) -> None:
+        """Public from a snapshot. The first time, local state too: what an earlier process has saved."""
+        if self._participant is None:
+            plan = self._run.plan
+            self._participant = Participant(
+                plan,
+                self._run.parameters,
+                self._trainer,
+                load_public(Path(path)),
+                device=str(self._trainer.device),
+            )
+            if self._local_file.exists():
+                self._participant.load_local(self._local_file)
+        found = self._participant.load_public(Path(path), round)
+        if found != fingerprint:
+            raise BlobError(
+                f"the snapshot at {round} has the fingerprint {found[:16]}..., not {fingerprint[:16]}..."
+            )
+
+    def work(self, work: dict[str, Any], path: str) -> Any:
+        """Do an assignment; its claims, or None if it was abandoned."""
+        todo = _work.validate_python(work)
+        self._working_on, self._started = todo.assignment.id, time.monotonic()
+        participant = self._loaded()
+        try:
+            claims = participant.work(todo.assignment, todo.terms, Path(path))
+        except Abandoned:
+            return None
+        if todo.assignment.round % self._run.plan.rounds.save_local_every == 0:
+            participant.save_local(self._local_file)
+        return _claims.dump_python(claims, mode="json")
+
+    def close(self, closed: dict[str, Any], paths: list[str]) -> str:
+        """Apply a closing; the fingerprint of public afterwards."""
+        body = _closed.validate_python(closed)
+        participant = self._loaded()
+        files = [Path(path) for path in paths]
+        if body.change is not None:
+            return participant.close(body.closing, change_path=files[0])
+        return participant.close(body.closing, update_paths=files)
+
+    def check(self, path: str, norm: float) -> str:
+        """Why an update is not acceptable; empty if it is."""
+        try:
+            self._loaded().check(Path(path), norm)
+        except UpdateError as error:
+            return str(error)
+        return ""
+
+    def snapshot(self, path: str) -> str:
+        return self._loaded().save_public(Path(path))
+
+    @property
+    def _local_file(self) -> Path:
+        return self._directory / "local.safetensors"
+
+    def _loaded(self) -> Participant:
+        assert self._participant is not None, "the node loads a snapshot first"
+        return self._participant
+
+    def _progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._told < PROGRESS_EVERY_S and progress.step < progress.steps:
+            return
+        self._told = now
+        rate = progress.tokens / max(now - self._started, 1e-6)
+        self._channel.notify(
+            progress={
+                "activity": "working",
+                "step": progress.step,
+                "steps": progress.steps,
+                "loss": progress.loss,
+                "tokens_per_s": rate,
+            }
+        )
+
+
+def operations(worker: Any) -> dict[str, Callable[..., Any]]:
+    """What a client's worker answers to."""
+    return {name: getattr(worker, name) for name in ("open", "load", "work", "close", "check", "snapshot")}
+
+
+def main() -> None:
+    channel = open_channel()
+    channel.serve(operations(ClientWorker(channel)))
+
+
+if __name__ == "__main__":
+    main()
