@@ -102,7 +102,7 @@ class Absence:
 class EvaluationAccount:
     round: int  # closings that the snapshot has seen
     at_ms: int
-    loss: float
+    loss: float | None
     samples: int
     metrics: dict[str, float]
 
@@ -189,6 +189,7 @@ class Ledger:
         self.phases: list[PhaseAccount] = []
         self.fingerprints: dict[int, Fingerprint] = {}
         self.suspected_ms: dict[ClientId, int] = {}
+        self.ordinal_at_return: dict[int, int] = {}  # by position in `absences`
 
     def add(self, record: Record) -> None:
         before = self.state
@@ -281,6 +282,7 @@ class Ledger:
             self._gone(key, "restarted", at_ms, number, freed)
         latest = max(at for at, absence in enumerate(self.absences) if absence.client == key)
         self.absences[latest] = replace(self.absences[latest], rejoined_ms=at_ms, rejoined_round=number)
+        self.ordinal_at_return[latest] = self.state.next_ordinal
 
     # -------------------------------------------------------------------------------------- rounds
     def _note_round(self, round_: Round, closed: Closed, now_ms: int) -> None:
@@ -297,15 +299,15 @@ class Ledger:
             )
         )
         merged = {
-            entry.assignment.client: entry.assigned_ms
+            entry.assignment.client: int(entry.assignment.id.rpartition("-")[2])
             for entry in round_.entries.values()
             if entry.status == "agreed"
         }
         for at, absence in enumerate(self.absences):
-            since = absence.rejoined_ms
+            since = self.ordinal_at_return.get(at)
             if since is None or absence.merged_round is not None:
                 continue
-            if merged.get(absence.client, since - 1) >= since:
+            if merged.get(absence.client, -1) >= since:
                 self.absences[at] = replace(absence, merged_round=round_.number)
 
 

@@ -239,10 +239,10 @@ def keep_snapshot(step: Step, snapshot: Snapshot) -> None:
 
 # ------------------------------------------------------------------------------------- evaluation
 def evaluated(step: Step, event: Evaluated) -> None:
-    """The first result for a snapshot stands; a loss that is not a number is kept as infinity."""
+    """The first result for a snapshot stands; a loss that is not finite is kept as infinity."""
     if event.round not in step.state.to_evaluate or event.round in step.state.evaluations:
         return
-    loss = event.loss if math.isfinite(event.loss) else math.inf
+    loss = event.loss if event.loss is None or math.isfinite(event.loss) else math.inf
     step.change(evaluations={**step.state.evaluations, event.round: loss})
     _forget_evaluated(step, event.round)
 

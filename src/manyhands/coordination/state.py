@@ -120,7 +120,7 @@ class RunState:
     fingerprints: dict[int, dict[ClientId, Fingerprint]] = field(default_factory=dict)  # mesh, latest rounds
     snapshots: tuple[Snapshot, ...]  # oldest first; the first one is public at 0
     snapshot_asked: tuple[int, str, int] | None = None  # round, whom ("": nobody to ask yet), when
-    evaluations: dict[int, float] = field(default_factory=dict)  # infinity: not finite
+    evaluations: dict[int, float | None] = field(default_factory=dict)  # infinity: not finite; None: no model
     older_data: tuple[DataLedger, ...] = ()  # earlier epochs that are not all counted yet, oldest first
     boundary_ms: int = 0  # when the latest closing was published
     opening_ms: int | None = (

@@ -290,10 +290,10 @@ class SnapshotStored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """The evaluator's result for the snapshot after `round` closings."""
+    """The evaluator's result for the snapshot after `round` closings; a task without a model has no loss."""
 
     round: int
-    loss: float
+    loss: float | None
     samples: int
     metrics: dict[str, float] = field(default_factory=dict)
     kind: Literal["evaluated"] = "evaluated"
