@@ -21,13 +21,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from manyhands.config import did_you_mean
 from manyhands.errors import PlanError
 from manyhands.plan.choices import overlay
 from manyhands.plan.resolve import resolve, with_preset
 from manyhands.plan.schema import Plan
 
-_EMPTY: Final = "overrides"
 _FREE_FORM: Final = re.compile(r"^(task\.(?:model|settings)\.)(.*)$")
 _ONE_AT_A_TIME = threading.Lock()  # Hydra keeps its state in a global
 
@@ -49,7 +50,7 @@ def compose_data(
     overrides: Sequence[str] = (), config_name: str = "train", config_dir: Path | str | None = None
 ) -> dict[str, Any]:
     """As `compose`, but the plain data before presets and checks."""
-    with _hydra(config_dir) as hydra:
+    with _hydra(config_dir, config_name) as hydra:
         asked = _sorted_out(hydra, overrides)
         given = hydra.groups_of(config_name)
         inside = [o for o in asked.groups if _group_name(o) in given]
@@ -80,9 +81,9 @@ def _apply(hydra: _Hydra, data: dict[str, Any], groups: Sequence[str], asked: _A
     """`data` with removals, then options of groups, then values on top; the preset lies below all of them."""
     for key in asked.removals:
         data = _without(data, key.split("."), key)
-    over = hydra.composed(_EMPTY, [o if o[0] in "+~" else f"+{o}" for o in groups]) if groups else {}
+    over = hydra.composed(None, [o if o[0] in "+~" else f"+{o}" for o in groups]) if groups else {}
     if asked.values:
-        over = overlay(over, hydra.composed(_EMPTY, asked.values))
+        over = overlay(over, hydra.composed(None, asked.values))
     if "preset" in over:
         data = {**data, "preset": over["preset"]}
     return overlay(with_preset(data), over)
@@ -103,6 +104,8 @@ def _sorted_out(hydra: _Hydra, overrides: Sequence[str]) -> _Asked:
             reason = str(error).splitlines()[0]
             raise PlanError(f"the override '{text}' is not KEY=VALUE as Hydra reads it: {reason}") from None
         key = override.key_or_group
+        if not key:
+            raise PlanError(f"the override '{text}' is not KEY=VALUE: the key is missing.")
         if override.is_sweep_override():
             raise PlanError(
                 f"the override '{text}' names several values: a plan has one; a list is written [a,b]."
@@ -159,7 +162,7 @@ class _Hydra:
         }
         self.groups = folders
 
-    def composed(self, config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    def composed(self, config_name: str | None, overrides: Sequence[str]) -> dict[str, Any]:
         from hydra import compose as hydra_compose
         from hydra.errors import HydraException
         from omegaconf import OmegaConf
@@ -168,7 +171,7 @@ class _Hydra:
         try:
             config = hydra_compose(config_name, overrides=[*self._search, *overrides])
             data = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise PlanError(self._in_words(config_name, str(error))) from None
         assert isinstance(data, dict)
         return {str(key): value for key, value in data.items()}
@@ -182,25 +185,25 @@ class _Hydra:
         try:
             loader = GlobalHydra.instance().config_loader()
             defaults = loader.compute_defaults_list(config_name, self._search, RunMode.RUN).defaults
-        except HydraException as error:
+        except (HydraException, yaml.YAMLError) as error:
             raise PlanError(self._in_words(config_name, str(error))) from None
         return {str(Path(d.config_path).parent) for d in defaults if d.config_path and "/" in d.config_path}
 
-    def _in_words(self, config_name: str, message: str) -> str:
+    def _in_words(self, config_name: str | None, message: str) -> str:
         option = re.search(r"Could not find '(?P<group>[^']+)/(?P<option>[^'/]+)'", message)
         if option is not None:
             group, name = option["group"], option["option"]
             known = {f.stem for d in self._directories for f in (d / group).glob("*.yaml")}
             return f"{group} '{name}' does not exist.{did_you_mean(name, known)}"
         if message.startswith("Cannot find primary config") or f"'{config_name}'" in message:
-            known = {f.stem for d in self._directories for f in d.glob("*.yaml")} - {_EMPTY}
-            if config_name not in known:
+            known = {f.stem for d in self._directories for f in d.glob("*.yaml")}
+            if config_name is not None and config_name not in known:
                 return f"there is no config '{config_name}'.{did_you_mean(config_name, known)}"
-        return f"config '{config_name}': {message.strip()}"
+        return (f"config '{config_name}': " if config_name else "overrides: ") + " ".join(message.split())
 
 
 @contextmanager
-def _hydra(config_dir: Path | str | None) -> Iterator[_Hydra]:
+def _hydra(config_dir: Path | str | None, config_name: str | None = None) -> Iterator[_Hydra]:
     """Hydra set up for our directories alone; a Hydra application around us keeps its own."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -210,7 +213,8 @@ def _hydra(config_dir: Path | str | None) -> Iterator[_Hydra]:
         own = Path(config_dir).expanduser().resolve()
         if not own.is_dir():
             raise PlanError(f"there is no directory of configs {own}: expected one with YAML files.")
-        directories.insert(0, own)
+        # Hydra looks for a named config in the first directory only
+        directories.insert(0 if config_name is None or (own / f"{config_name}.yaml").is_file() else 1, own)
     with _ONE_AT_A_TIME:
         instance = GlobalHydra.instance()
         around, instance.hydra = instance.hydra, None

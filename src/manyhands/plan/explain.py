@@ -69,16 +69,17 @@ def render(plan: Plan, *, width: int = 110) -> str:
     return "\n".join(lines)
 
 
-def _settings(section: BaseModel, default: BaseModel | None, path: str) -> Iterator[Setting]:
-    """`default`: the same section of the default plan; None or another class (a task): the class's own
-    defaults."""
+def _settings(section: BaseModel, default: BaseModel, path: str) -> Iterator[Setting]:
+    """`default`: the same section of the default plan. Where that is another task, only its name can be
+    compared, and the rest has the defaults of the task at hand."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        fallback = field.get_default(call_default_factory=True)
-        usual = getattr(default, name, fallback) if default is not None else fallback
+        comparable = type(default) is type(section) or name == "name"
+        usual = getattr(default, name) if comparable else field.get_default(call_default_factory=True)
+        if field.is_required() and not comparable:
+            usual = value  # no default to differ from
         if isinstance(value, BaseModel):
-            below = usual if type(usual) is type(value) else None
-            yield from _settings(value, below, f"{path}{name}.")
+            yield from _settings(value, usual, f"{path}{name}.")
         else:
             yield Setting(path=path + name, value=value, default=usual, doc=_one_line(field.description))
 
