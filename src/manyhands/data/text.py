@@ -83,8 +83,8 @@ def read_corpus(source: TextSource, *, minimum_bytes: int = 2) -> Corpus:
         if size < minimum_bytes:
             raise DataError(
                 f"task.text.path {source.path!r}: the {name} part has {size} bytes of text, at least "
-                f"{minimum_bytes} are needed: give more text, raise task.text.max_bytes or "
-                "task.text.validation_share"
+                f"{minimum_bytes} are needed: give more text, raise task.text.max_bytes, "
+                "or change task.text.validation_share"
             )
     return Corpus(source=source.path, training=training, validation=validation, unreadable=tuple(unreadable))
 

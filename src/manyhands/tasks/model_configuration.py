@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from huggingface_hub.errors import StrictDataclassError
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from manyhands.errors import PlanError
@@ -61,7 +62,7 @@ def model_configuration(task: LanguageModelTask, vocabulary_size: int, end_id: i
         values.setdefault("activation_function", "gelu")
     try:
         config = AutoConfig.for_model(task.model_type, **values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise PlanError(f"task.model for {task.model_type!r}: {_first_lines(error)}") from error
     named = {_CONTEXT, config.attribute_map.get(_CONTEXT, _CONTEXT)} & set(task.model)
     if not named:
@@ -114,6 +115,10 @@ def _known_keys(task: LanguageModelTask) -> set[str]:
             f"task.model_type {task.model_type!r} is not one that transformers knows; "
             "use for example gpt2, llama or qwen3"
         ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise PlanError(
+            f"task.model_type {task.model_type!r} is no causal language model; use for example gpt2"
+        )
     return set(config.to_dict()) | set(config.attribute_map)
 
 
