@@ -18,6 +18,7 @@ from manyhands.errors import PlanError
 from manyhands.plan.compatibility import check
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
+from manyhands.simulation.recorded import RecordedRun
 from manyhands.tasks.protocol import Task
 from manyhands.tasks.registry import family_of
 from manyhands.updates.participant import Participant, first_public, load_public, save_public
@@ -55,6 +56,21 @@ class Stage:
             trainer=EngineTrainer(task, plan, choose_device(device)),
             first_snapshot=first,
             first_fingerprint=fingerprint,
+        )
+
+    @classmethod
+    def open(cls, run: RecordedRun, directory: Path, *, device: str) -> Stage:
+        """From the record of a served run; its materials are laid out in `directory`."""
+        descriptor = run.descriptor
+        task = family_of(descriptor.plan).open(descriptor.plan, run.lay_out(directory))
+        return cls(
+            plan=descriptor.plan,
+            parameters=descriptor.parameters,
+            samples=descriptor.samples,
+            task=task,
+            trainer=EngineTrainer(task, descriptor.plan, choose_device(device)),
+            first_snapshot=run.first_snapshot,
+            first_fingerprint=descriptor.first_fingerprint,
         )
 
     def participant(self, snapshot: Path) -> Participant:

@@ -31,7 +31,7 @@ from manyhands.updates.codecs import decode, encode
 from manyhands.updates.exact import F32
 from manyhands.updates.merge import Merger
 from manyhands.updates.outer import advance_arrays, apply_arrays, empty_like
-from manyhands.updates.snapshots import complete_outer, outer_of, public_arrays, public_of
+from manyhands.updates.snapshots import complete, complete_outer, outer_of, public_arrays, public_of
 from manyhands.updates.types import (
     CONTROL,
     MAIN,
@@ -147,7 +147,7 @@ def advance(
         parameters,
         closing.outer,
         merged=merged,
-        public=public_arrays(public),
+        public=complete(public_arrays(public), plan, parameters),
         outer=before,
         change_out=change,
         outer_out=after,
@@ -162,7 +162,7 @@ def advance(
 def apply(public: Public, change: Arrays, *, plan: Plan, parameters: Sequence[Parameter]) -> Public:
     """`public` plus the decoded change. Parameters that are not trained are shared with the old one."""
     wrap = like(public.weights)
-    before = public_arrays(public)
+    before = complete(public_arrays(public), plan, parameters)
     after = empty_like({name: ("F32", array.shape) for name, array in before.items()})
     after |= {p.name: before[p.name] for p in parameters if not p.trainable}
     apply_arrays(plan, parameters, public=before, change=change, public_out=after)

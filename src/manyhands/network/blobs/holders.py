@@ -116,19 +116,25 @@ async def _raise_fault(answer: aiohttp.ClientResponse, holder: Holder) -> None:
 
 async def read_limited(answer: aiohttp.ClientResponse, limit: int) -> bytes:
     """A body of at most `limit` bytes. Raises BlobError for a longer one, of which no more is read."""
-    return b"".join(await read_parts(answer, limit))
+    buffer = bytearray(limit)
+    return bytes(memoryview(buffer)[: await read_into(answer, buffer, limit)])
 
 
-async def read_parts(answer: aiohttp.ClientResponse, limit: int) -> list[bytes]:
-    """The same without joining the pieces that it came in."""
-    parts, total = [], 0
+async def read_into(answer: aiohttp.ClientResponse, buffer: bytearray, limit: int) -> int:
+    """The same into the first bytes of `buffer`; returns how many. Raises BlobError.
+
+    A buffer that is used again and again stays mapped and warm; collecting a chunk's pieces instead makes the
+    allocator map and clear fresh pages for each.
+    """
+    total = 0
     async for part in answer.content.iter_any():
-        total += len(part)
-        if total > limit:
+        end = total + len(part)
+        if end > limit:
             answer.close()  # the rest is not read, and the connection not used again
             raise BlobError(f"{answer.url.host} sent more than the {limit} bytes that were expected.")
-        parts.append(part)
-    return parts
+        buffer[total:end] = part
+        total = end
+    return total
 
 
 class Patience:

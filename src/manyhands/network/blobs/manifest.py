@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,12 +60,9 @@ class Manifest:
             raise BlobError(f"blob {self.blob} has {len(self.chunks)} chunks: there is no chunk {index}.")
         return min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
 
-    def fits(self, index: int, parts: Iterable[bytes]) -> bool:
-        """Whether these bytes, in order, are chunk `index`."""
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
-        return digest.digest() == self.chunks[index]
+    def fits(self, index: int, data: bytes | memoryview) -> bool:
+        """Whether these bytes are chunk `index`."""
+        return hashlib.sha256(data).digest() == self.chunks[index]
 
     def to_json(self) -> bytes:
         """The canonical form: {"chunks":[hex, ...],"size":bytes}, sorted keys, no blanks."""

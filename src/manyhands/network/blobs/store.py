@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,8 +162,8 @@ class BlobStore:
                 partial.manifest = manifest
             return self._missing(partial)
 
-    def write_chunk(self, blob: BlobId, index: int, data: bytes | Sequence[bytes]) -> None:
-        """Check and write one chunk (bytes, or parts of it in order). Idempotent.
+    def write_chunk(self, blob: BlobId, index: int, data: bytes | memoryview) -> None:
+        """Check and write one chunk. Idempotent.
 
         Raises CorruptChunk when hash or length are wrong (nothing is written then), UnknownBlob when the blob
         was not begun, StorageError.
@@ -172,21 +172,17 @@ class BlobStore:
             manifest, partial = self.manifest(blob), None
         else:
             manifest, partial = self._under_way(blob)
-        parts = [data] if isinstance(data, bytes) else data
-        length, got = manifest.length(index), sum(len(part) for part in parts)
-        if got != length:
-            raise CorruptChunk(f"chunk {index} of blob {blob} has {length} bytes: {got} were given.")
-        if not manifest.fits(index, parts):
+        length = manifest.length(index)
+        if len(data) != length:
+            raise CorruptChunk(f"chunk {index} of blob {blob} has {length} bytes: {len(data)} were given.")
+        if not manifest.fits(index, data):
             raise CorruptChunk(
-                f"chunk {index} of blob {blob}: the {got} bytes given do not have its SHA-256."
+                f"chunk {index} of blob {blob}: the {length} bytes given do not have its SHA-256."
             )
         if partial is None or index in partial.have:
             return
         with self._disk(f"write blob {blob} to"), _opened(self._partial / blob / "data", os.O_WRONLY) as file:
-            offset = manifest.offset(index)
-            for part in parts:
-                write_exactly(file, part, offset)
-                offset += len(part)
+            write_exactly(file, data, manifest.offset(index))
             if self.durable:
                 _start_writeback(file, manifest.offset(index), length)
         with partial.lock:

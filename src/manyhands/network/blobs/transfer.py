@@ -32,12 +32,13 @@ from manyhands.network.blobs.holders import (
     Passing,
     Patience,
     persist,
+    read_into,
     read_limited,
-    read_parts,
     requested,
     unreachable,
 )
 from manyhands.network.blobs.manifest import (
+    CHUNK_BYTES,
     DEFAULT_MAX_BYTES,
     Manifest,
     manifest_of,
@@ -274,6 +275,7 @@ class _Download:
             self._check_somebody_left()
 
     async def _fetch_from(self, number: int) -> None:
+        buffer = bytearray(min(CHUNK_BYTES, self.manifest.size_bytes))
         while self.left and number not in self.out:
             index = self._next(number)
             if index is None:
@@ -281,7 +283,7 @@ class _Download:
                 continue
             self.under_way.setdefault(index, {})[number] = time.monotonic()
             try:
-                await self._fetch(number, index)
+                await self._fetch(number, index, buffer)
             except (Passing, Refused, BlobError) as fault:
                 self._note(number, fault)
                 self.pending.appendleft(index)
@@ -304,12 +306,12 @@ class _Download:
         since, index = min(slow, default=(now, -1))
         return index if now - since > _TAKE_OVER_S else None
 
-    async def _fetch(self, number: int, index: int) -> None:
+    async def _fetch(self, number: int, index: int, buffer: bytearray) -> None:
         holder, length = self.holders[number], self.manifest.length(index)
         address = holder.address(self.ref.blob, f"/chunks/{index}")
         async with requested(self.session, "GET", holder, address, self.effort) as answer:
-            parts = await read_parts(answer, length)
-        if not await asyncio.to_thread(self._keep, index, parts):
+            got = await read_into(answer, buffer, length)
+        if got != length or not await asyncio.to_thread(self._keep, index, memoryview(buffer)[:got]):
             raise BlobError(f"{holder.url} sent wrong bytes as chunk {index} of blob {self.ref.blob}.")
         self.patience[number].succeeded()
         if index in self.left:
@@ -361,18 +363,15 @@ class _Download:
             raise self._disk_fault(error) from error
         return have
 
-    def _keep(self, index: int, parts: list[bytes]) -> bool:
+    def _keep(self, index: int, data: memoryview) -> bool:
         """Write a chunk if it is the right one. The file is opened anew: this thread may outlive a cancelled
         task."""
-        if not self.manifest.fits(index, parts):
+        if not self.manifest.fits(index, data):
             return False
         try:
             file = os.open(self.aside, os.O_WRONLY)
             try:
-                offset = self.manifest.offset(index)
-                for part in parts:
-                    write_exactly(file, part, offset)
-                    offset += len(part)
+                write_exactly(file, data, self.manifest.offset(index))
             finally:
                 os.close(file)
         except OSError as error:

@@ -66,15 +66,14 @@ class Evaluator:
             round_number=body.snapshot.round,
             checkpoints=str(run.directory.parent / "checkpoints") if body.checkpoint else None,
         )
-        if answer["loss"] is not None:
-            await run.driver.submit(
-                Evaluated(
-                    round=body.snapshot.round,
-                    loss=answer["loss"],
-                    samples=answer["samples"],
-                    metrics=answer["metrics"],
-                )
+        await run.driver.submit(
+            Evaluated(
+                round=body.snapshot.round,
+                loss=answer["loss"],
+                samples=answer["samples"],
+                metrics=answer["metrics"],
             )
+        )
         if body.checkpoint:
             await run.driver.submit(Checkpointed(round=body.snapshot.round, path=answer["checkpoint"]))
 

@@ -98,15 +98,28 @@ async def serve_client(
     except WebSocketDisconnect:
         return
     try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_send(session, mailbox, backlog, identity))
-            group.create_task(_receive(session, mailbox))
-    except* (WebSocketDisconnect, RuntimeError):
+        await _first_to_end(
+            asyncio.create_task(_send(session, mailbox, backlog, identity)),
+            asyncio.create_task(_receive(session)),
+        )
+    except (WebSocketDisconnect, RuntimeError):
         pass  # RuntimeError: starlette's word for sending to a closed socket
     finally:
         run.driver.unsubscribe(mailbox)
         if sessions.remove(session):
             run.driver.silent(session.client)
+
+
+async def _first_to_end(*tasks: asyncio.Task[None]) -> None:
+    """Run until one ends, end the others, and raise what it raised."""
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 class TryAgain(Refused):
@@ -217,7 +230,7 @@ def _message(delivery: Delivery, identity: Identity) -> Deliver:
     return Deliver(id=(delivery.sequence, delivery.n), body=body, signature=signature)
 
 
-async def _receive(session: Session, mailbox: Mailbox) -> None:
+async def _receive(session: Session) -> None:
     driver = session.run.driver
     try:
         while True:
@@ -232,8 +245,6 @@ async def _receive(session: Session, mailbox: Mailbox) -> None:
                 raise ProtocolError(f"'{message.type}' is not expected after the sign-in")
     except ProtocolError as error:
         await _close(session.socket, Goodbye(reason=str(error), final=True))
-    finally:
-        mailbox.close()
 
 
 async def _carry_out(session: Session, intent: Intent) -> None:

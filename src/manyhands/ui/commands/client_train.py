@@ -1,0 +1,156 @@
+"""`manyhands client train`, also `manyhands join`: take part in a run until it is finished.
+
+Every option that users of Psyche's client know is here. Those that cannot be honoured yet are refused by name when
+they are given; none is accepted and then ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from manyhands.ui.command_line import Command
+
+LOGS = ("tui", "tui-and-console", "console", "json", "none")
+
+_NO_P2P = "updates travel through the server, so there is no peer-to-peer endpoint to bind"
+_NO_EVALUATION = "the server evaluates snapshots, on the run's validation data"
+_NO_WANDB = "metrics are not uploaded; --logs json and --write-log give them as JSON lines"
+_NO_CHECKPOINT = (
+    "clients keep no checkpoints of their own; the server writes the run's, and names the latest in "
+    "`manyhands server status`"
+)
+
+# Option -> why it is refused, and the value that asks for nothing (which is accepted).
+NOT_YET: dict[str, tuple[str, object]] = {
+    "bind_p2p_port": (_NO_P2P, None),
+    "bind_p2p_interface": (_NO_P2P, None),
+    "data_parallelism": ("a client has one device; start one client for each", 1),
+    "tensor_parallelism": ("a model lives on one device", 1),
+    "eval_tasks": (_NO_EVALUATION, None),
+    "eval_fewshots": (_NO_EVALUATION, None),
+    "eval_seed": (_NO_EVALUATION, None),
+    "eval_test_max_docs": (_NO_EVALUATION, None),
+    "checkpoint_dir": (_NO_CHECKPOINT, None),
+    "hub_repo": (_NO_CHECKPOINT, None),
+    "keep_steps": (_NO_CHECKPOINT, None),
+    "optim_stats_steps": ("norms of single tensors are not recorded", None),
+    "wandb_project": (_NO_WANDB, None),
+    "wandb_run": (_NO_WANDB, None),
+    "wandb_group": (_NO_WANDB, None),
+    "wandb_entity": (_NO_WANDB, None),
+}
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """All options, in the order in which the help shows them."""
+    path = click.Path(path_type=Path)
+    count = click.IntRange(min=1)
+    options = [
+        click.option("--run-id", required=True, metavar="RUN", help="The run to join."),
+        click.option("--server-addr", required=True, metavar="HOST:PORT", help="Where its server listens."),
+        click.option(
+            "--identity-secret-key-path",
+            type=path,
+            help="Your key file.  [default: a fresh key for this process]",
+        ),
+        click.option("--server-key", metavar="KEY", help="The server's public key, if you have it from elsewhere."),
+        click.option("--label", default="", help="Your name in tables.  [default: this machine's]"),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
+        click.option("--threads", type=count, help="CPU threads of the work.  [default: torch's choice]"),
+        click.option("--micro-batch-size", type=count, help="Samples per forward pass.  [default: all of a step]"),
+        click.option("--patient", is_flag=True, help="Wait for a server that does not answer yet."),
+        click.option("--allow-task", "allowed", multiple=True, metavar="MODULE:NAME", help="Let the run name this code."),
+        click.option("--logs", type=click.Choice(LOGS), help="What to show.  [default: tui on a terminal, else console]"),
+        click.option("--tui", type=bool, is_flag=False, flag_value=True, default=None, metavar="[true|false]", help="--tui is --logs tui, --tui false is --logs console."),
+        click.option("--write-log", type=path, help="Append every event to this file, as JSON lines."),
+        click.option("--write-gradients-dir", type=path, help="Keep the updates of this client in this directory."),
+        click.option("--grad-accum-in-fp32", is_flag=True, help="Gradients are always accumulated in fp32 here."),
+        click.option("--dummy-training-delay-secs", type=click.FloatRange(min=0), help="Pretend to work for so long each round (task dummy)."),
+        click.option("--data-parallelism", type=count, default=1, show_default=True, help="Replicas in this client. Only 1 yet."),
+        click.option("--tensor-parallelism", type=count, default=1, show_default=True, help="Shards of a replica. Only 1 yet."),
+        *(
+            click.option("--" + name.replace("_", "-"), name, metavar="...", help="Not available yet.", hidden=False)
+            for name in NOT_YET
+            if not name.endswith("parallelism")
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _refuse_what_is_missing(context: click.Context, given: dict[str, Any]) -> None:
+    for name, (reason, harmless) in NOT_YET.items():
+        asked = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if asked and given[name] != harmless:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{option} {given[name]} is not available yet: {reason}.", context)
+
+
+def _shown(logs: str | None, tui: bool | None) -> str | None:
+    """What --logs and --tui ask for together; None: nothing."""
+    old = None if tui is None else ("tui" if tui else "console")
+    if logs is not None and old is not None and logs != old:
+        raise click.UsageError(f"--logs {logs} and --tui {str(tui).lower()} contradict each other: give one")
+    return logs or old
+
+
+def _take_part(context: click.Context, **given: Any) -> None:
+    _refuse_what_is_missing(context, given)
+    shown = _shown(given["logs"], given["tui"])
+
+    from manyhands.identity import keys
+    from manyhands.node.client import ClientOptions, join
+    from manyhands.ui.live import ClientScreen, choose_logs
+    from manyhands.ui.logs import EventFile, log_to_standard_error
+
+    key_path = given["identity_secret_key_path"]
+    identity = keys.ephemeral() if key_path is None else keys.load(key_path)
+    logs = choose_logs(shown)
+    if logs == "console":
+        log_to_standard_error()
+    with EventFile(given["write_log"]) as file, ClientScreen(logs, identity.public) as screen:
+
+        def on_event(event: Any) -> None:
+            file.write(event)
+            screen.show(event)
+
+        join(
+            ClientOptions(
+                server_addr=given["server_addr"],
+                run_id=given["run_id"],
+                identity=identity,
+                device=given["device"],
+                threads=given["threads"],
+                label=given["label"],
+                server_key=given["server_key"],
+                micro_batch_size=given["micro_batch_size"],
+                write_gradients_dir=given["write_gradients_dir"],
+                allowed_tasks=given["allowed"],
+                patient=given["patient"],
+                on_event=on_event,
+                dummy_delay_s=given["dummy_training_delay_secs"],
+            )
+        )
+
+
+def _command(name: str) -> click.Command:
+    @click.pass_context
+    def take_part(context: click.Context, **given: Any) -> None:
+        _take_part(context, **given)
+
+    return click.command(
+        name,
+        cls=Command,
+        help="Take part in a run until it is finished. May be stopped and started again at any time; with the same "
+        "key file it goes on as the same client.",
+    )(_options(take_part))
+
+
+train = _command("train")
+join = _command("join")

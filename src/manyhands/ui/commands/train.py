@@ -1,0 +1,90 @@
+"""`manyhands train`: a plan's task on this machine alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from manyhands.ui.command_line import Command
+
+NOT_YET = {
+    "host": "training on another machine over SSH",
+    "devices": "several devices",
+    "shards": "shards of data",
+    "tpg_dir": "shards of chess positions",
+}
+
+
+@click.command("train", cls=Command)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--plan", metavar="FILE", help="A plan file.  [default: the config `train` of manyhands]")
+@click.option("--config-name", metavar="NAME", help="Another config: demo, mesh, dummy.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DIR",
+    help="Go on from a checkpoint, or from the newest one of a training's directory.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where checkpoints and events go.  [default: runs/<run id> in MANYHANDS_HOME]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of forward and backward; weights stay fp32.")
+@click.option("--keep-checkpoints", type=click.IntRange(min=1), default=2, show_default=True, help="How many to keep.")
+@click.option("--allow-task", "allowed", multiple=True, metavar="MODULE:NAME", help="Let the plan name this code of yours.")
+@click.option("--logs", type=click.Choice(["tui", "console", "json", "none"]), help="What to show.  [default: tui on a terminal, else console]")
+@click.option("--host", metavar="NAME", help="Not available yet.")
+@click.option("--devices", metavar="0,1", help="Not available yet.")
+@click.option("--shards", metavar="DIR", help="Not available yet.")
+@click.option("--tpg-dir", metavar="DIR", help="Not available yet.")
+def train(overrides: tuple[str, ...], plan: str | None, config_name: str | None, resume: Path | None, directory: Path | None, device: str, precision: Any, keep_checkpoints: int, allowed: tuple[str, ...], logs: str | None, **later: str | None) -> None:
+    """Train a plan's task on this machine alone: rounds.total * local.steps optimizer steps.
+
+    KEY=VALUE sets anything of the plan, as in: manyhands train task=language_model local.optimizer.lr=0.003
+    """
+    for name, value in later.items():
+        if value is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} {value} is not available yet: {NOT_YET[name]}.")
+    if plan is not None and config_name is not None:
+        raise click.UsageError("--plan and --config-name contradict each other: give one")
+
+    from manyhands.plan.resolve import new_run_id
+    from manyhands.ui.live import TrainScreen, choose_logs
+    from manyhands.ui.plans import plan_from
+
+    chosen = plan_from(plan, overrides, config_name or "train")
+    with TrainScreen(choose_logs(logs), chosen.name) as screen:
+        screen.show({"kind": "loading", "text": "loading torch"})
+        from manyhands.config import home
+        from manyhands.engine.run import train as run
+
+        result = run(
+            chosen,
+            directory or (_directory_of(resume) if resume else home() / "runs" / new_run_id(chosen)),
+            resume=resume,
+            device=device,
+            precision=precision,
+            on_event=screen.show,
+            allowed_tasks=allowed,
+            keep_checkpoints=keep_checkpoints,
+        )
+    if logs not in ("json", "none"):
+        click.echo(
+            f"validation loss {result.validation_loss_before:.4f} -> {result.validation_loss_after:.4f} in "
+            f"{result.steps} steps, {result.tokens_per_s:,.0f} tokens/s"
+        )
+        click.echo(f"checkpoint {result.checkpoint}")
+
+
+def _directory_of(resume: Path) -> Path:
+    """The training's directory, from it or from a checkpoint in its checkpoints/."""
+    path = resume.resolve()
+    for place in (path, *path.parents):
+        if (place / "events.jsonl").is_file():
+            return place
+    return path
