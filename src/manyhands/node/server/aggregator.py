@@ -131,7 +131,10 @@ class Aggregator:
         run = self._run
         change = run.directory / "aggregator" / f"change-{closing.round}.safetensors"
         answer: dict[str, Any] = await worker.call(
-            "advance", closing=_closing.dump_python(closing, mode="json"), change_path=str(change)
+            "advance",
+            closing=_closing.dump_python(closing, mode="json"),
+            change_path=str(change),
+            paths=[str(run.blobs.path(counted.update.blob)) for counted in closing.counted],
         )
         # The worker keeps its own name for the file until the next advance: it may be asked again.
         aside = change.with_name(f"publish-{closing.round}.safetensors")
@@ -143,7 +146,7 @@ class Aggregator:
     async def _snapshot(self, worker: WorkerProcess, at: int) -> None:
         run = self._run
         path = run.directory / "aggregator" / f"snapshot-{at}.safetensors"
-        answer: dict[str, Any] = await worker.call("snapshot", path=str(path))
+        answer: dict[str, Any] = await worker.call("snapshot", path=str(path), round_number=at)
         if answer["round"] != at:
             return  # asked too late: the round after it has been applied
         blob = await run.keep_file(path, "snapshot", at)

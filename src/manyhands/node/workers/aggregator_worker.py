@@ -26,15 +26,31 @@ class AggregatorWorker:
 
     def merge(self, round_number: int, assignment: str, path: str, weight: int, norm: float) -> float:
         """Check and add an update; its norm. Raises UpdateError, and then nothing was added."""
+        self._aggregation.move_on(round_number)
         return self._aggregation.merge(
             assignment, Path(path), round_number=round_number, weight=weight, norm=norm
         )
 
-    def advance(self, closing: dict[str, Any], change_path: str) -> dict[str, Any]:
-        fingerprint = self._aggregation.advance(_closing.validate_python(closing), Path(change_path))
-        return {"fingerprint": fingerprint}
+    def advance(self, closing: dict[str, Any], change_path: str, paths: list[str]) -> dict[str, Any]:
+        """`paths`: of the counted updates, in case that the sum holds another one, accepted too late to count."""
+        body, aggregation = _closing.validate_python(closing), self._aggregation
+        aggregation.move_on(body.round)
+        counted = tuple(item.assignment for item in body.counted)
+        if aggregation.round == body.round and aggregation.merged != counted:
+            aggregation.restart_round()
+            for item, path in zip(body.counted, paths, strict=True):
+                aggregation.merge(
+                    item.assignment,
+                    Path(path),
+                    round_number=body.round,
+                    weight=item.weight,
+                    norm=None,
+                    factor=item.factor,
+                )
+        return {"fingerprint": aggregation.advance(body, Path(change_path))}
 
-    def snapshot(self, path: str) -> dict[str, Any]:
+    def snapshot(self, path: str, round_number: int) -> dict[str, Any]:
+        self._aggregation.move_on(round_number)
         fingerprint = self._aggregation.snapshot(Path(path))
         return {"round": self._aggregation.round, "fingerprint": fingerprint}
 
