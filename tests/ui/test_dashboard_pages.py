@@ -103,7 +103,9 @@ def test_nothing_yet(page: Page, fake_server: Server) -> None:
         page.open(address + RUN)
         page.wait(LIVE)
         page.wait("document.getElementById('clients').innerText.includes('Nobody has joined yet')")
-        assert "begins with the first closed round" in page.value("document.getElementById('chart').textContent")
+        assert "begins with the first closed round" in page.value(
+            "document.getElementById('chart').textContent"
+        )
 
 
 def test_live_then_connection_lost_then_back(page: Page, fake_server: Server) -> None:
@@ -150,7 +152,8 @@ CONTRAST = """
     const style = getComputedStyle(node);
     const front = rgba(node.ownerSVGElement ? style.fill : style.color);
     const [a, b] = [light(front), light(behind(node))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) bad.push(`${node.className.baseVal ?? node.className} ${node.textContent.slice(0, 30)}`);
+    if ((a + 0.05) / (b + 0.05) < 4.5)
+      bad.push(`${node.className.baseVal ?? node.className} ${node.textContent.slice(0, 30)}`);
   }
   return bad;
 })()

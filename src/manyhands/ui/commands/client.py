@@ -13,7 +13,9 @@ _HERE = "manyhands.ui.commands.client"
 client = LazyGroup(
     "client",
     {
-        "train": Entry("manyhands.ui.commands.client_train:train", "Take part in a run until it is finished."),
+        "train": Entry(
+            "manyhands.ui.commands.client_train:train", "Take part in a run until it is finished."
+        ),
         "new-identity": Entry(f"{_HERE}:new_identity", "Make a key file and print its public key."),
         "show-identity": Entry(f"{_HERE}:show_identity", "Print the public key of a key file."),
     },

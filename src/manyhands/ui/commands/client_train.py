@@ -58,23 +58,65 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=path,
             help="Your key file.  [default: a fresh key for this process]",
         ),
-        click.option("--server-key", metavar="KEY", help="The server's public key, if you have it from elsewhere."),
+        click.option(
+            "--server-key", metavar="KEY", help="The server's public key, if you have it from elsewhere."
+        ),
         click.option("--label", default="", help="Your name in tables.  [default: this machine's]"),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
         click.option("--threads", type=count, help="CPU threads of the work.  [default: torch's choice]"),
-        click.option("--micro-batch-size", type=count, help="Samples per forward pass.  [default: all of a step]"),
+        click.option(
+            "--micro-batch-size", type=count, help="Samples per forward pass.  [default: all of a step]"
+        ),
         click.option("--patient", is_flag=True, help="Wait for a server that does not answer yet."),
-        click.option("--allow-task", "allowed", multiple=True, metavar="MODULE:NAME", help="Let the run name this code."),
-        click.option("--logs", type=click.Choice(LOGS), help="What to show.  [default: tui on a terminal, else console]"),
-        click.option("--tui", type=bool, is_flag=False, flag_value=True, default=None, metavar="[true|false]", help="--tui is --logs tui, --tui false is --logs console."),
+        click.option(
+            "--allow-task",
+            "allowed",
+            multiple=True,
+            metavar="MODULE:NAME",
+            help="Let the run name this code.",
+        ),
+        click.option(
+            "--logs",
+            type=click.Choice(LOGS),
+            help="What to show.  [default: tui on a terminal, else console]",
+        ),
+        click.option(
+            "--tui",
+            type=bool,
+            is_flag=False,
+            flag_value=True,
+            default=None,
+            metavar="[true|false]",
+            help="--tui is --logs tui, --tui false is --logs console.",
+        ),
         click.option("--write-log", type=path, help="Append every event to this file, as JSON lines."),
-        click.option("--write-gradients-dir", type=path, help="Keep the updates of this client in this directory."),
-        click.option("--grad-accum-in-fp32", is_flag=True, help="Gradients are always accumulated in fp32 here."),
-        click.option("--dummy-training-delay-secs", type=click.FloatRange(min=0), help="Pretend to work for so long each round (task dummy)."),
-        click.option("--data-parallelism", type=count, default=1, show_default=True, help="Replicas in this client. Only 1 yet."),
-        click.option("--tensor-parallelism", type=count, default=1, show_default=True, help="Shards of a replica. Only 1 yet."),
+        click.option(
+            "--write-gradients-dir", type=path, help="Keep the updates of this client in this directory."
+        ),
+        click.option(
+            "--grad-accum-in-fp32", is_flag=True, help="Gradients are always accumulated in fp32 here."
+        ),
+        click.option(
+            "--dummy-training-delay-secs",
+            type=click.FloatRange(min=0),
+            help="Pretend to work for so long each round (task dummy).",
+        ),
+        click.option(
+            "--data-parallelism",
+            type=count,
+            default=1,
+            show_default=True,
+            help="Replicas in this client. Only 1 yet.",
+        ),
+        click.option(
+            "--tensor-parallelism",
+            type=count,
+            default=1,
+            show_default=True,
+            help="Shards of a replica. Only 1 yet.",
+        ),
         *(
-            click.option("--" + name.replace("_", "-"), name, metavar="...", help="Not available yet.", hidden=False)
+            click.option("--" + name.replace("_", "-"), name, metavar="...", hidden=True)
             for name in NOT_YET
             if not name.endswith("parallelism")
         ),
@@ -141,7 +183,7 @@ def _take_part(context: click.Context, **given: Any) -> None:
 
 def _command(name: str) -> click.Command:
     @click.pass_context
-    def take_part(context: click.Context, **given: Any) -> None:
+    def take_part(context: click.Context, /, **given: Any) -> None:
         _take_part(context, **given)
 
     return click.command(
@@ -149,6 +191,9 @@ def _command(name: str) -> click.Command:
         cls=Command,
         help="Take part in a run until it is finished. May be stopped and started again at any time; with the same "
         "key file it goes on as the same client.",
+        epilog="Known from elsewhere, not available yet, and refused by name when given: "
+        + ", ".join("--" + name.replace("_", "-") for name in NOT_YET if not name.endswith("parallelism"))
+        + ".",
     )(_options(take_part))
 
 

@@ -67,7 +67,11 @@ data_option = click.option(
 @data_option
 @click.option("--run-id", metavar="RUN", help="Fixed run id.  [default: the plan's name and six hex digits]")
 @click.option(
-    "--allow-task", "allowed", multiple=True, metavar="MODULE:NAME", help="Let a plan name this code of yours."
+    "--allow-task",
+    "allowed",
+    multiple=True,
+    metavar="MODULE:NAME",
+    help="Let a plan name this code of yours.",
 )
 def run(
     plan: str,
@@ -206,7 +210,11 @@ def _operator(address: str, run_id: str | None, key: Path | None) -> tuple[Ident
 @click.command("backup", cls=Command)
 @data_option
 @click.option(
-    "--to", "destination", required=True, type=click.Path(path_type=Path), help="The file to write; must be new."
+    "--to",
+    "destination",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file to write; must be new.",
 )
 def backup(data_dir: Path | None, destination: Path) -> None:
     """Copy a server's database while it runs: runs, logs, leases, the index of blobs.
