@@ -1,0 +1,235 @@
+"""The aggregator's durable side: a kill at any point, repeated calls, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from manyhands.errors import StorageError, UpdateError
+from manyhands.plan import wire
+from manyhands.updates import aggregation as module
+from manyhands.updates import tensorfile
+from manyhands.updates.aggregation import Aggregation
+from manyhands.updates.codecs import encode
+from manyhands.updates.snapshots import save_arrays
+
+PLAN = {
+    "outer": {"name": "adamw", "lr": 0.1},
+    "local": {"control_variate": True},
+    "codec": {"name": "int8", "block": 16},
+    "change_codec": {"name": "int8", "block": 16, "error_feedback": True},
+}
+
+
+class Killed(BaseException):
+    """Stands for the process's end."""
+
+
+@pytest.fixture
+def scene(make, tmp_path):
+    plan, parameters = make.plan(**PLAN), make.parameters({"w": (20, 7), "b": (7,)})
+    first = tmp_path / "first.safetensors"
+    save_arrays({"w": np.ones((20, 7), np.float32), "b": np.zeros(7, np.float32)}, first)
+    updates = {}
+    for number in range(4):
+        for ordinal in range(2):
+            source = np.random.default_rng(number * 10 + ordinal)
+            path = tmp_path / f"update-{number}-{ordinal}"
+            with tensorfile.written(path, wire.update_schema(plan, parameters)) as out:
+                for channel in wire.channels(plan):
+                    for p in parameters:
+                        values = source.normal(size=p.shape).astype(np.float32)
+                        for suffix, array in encode(values, plan.codec).items():
+                            np.copyto(out[f"{channel}/{p.name}{suffix}"], array)
+            updates[f"{number}-{ordinal}"] = path
+    return plan, parameters, first, updates
+
+
+def closing_of(make, plan, number):
+    return make.closing(plan, number, {f"{number}-0": "one", f"{number}-1": "two"}, weights={f"{number}-0": 3})
+
+
+def merge_all(found, closing, updates):
+    for c in closing.counted:
+        found.merge(c.assignment, updates[c.assignment], round_number=closing.round, weight=c.weight, norm=None)
+
+
+def play(make, scene, directory, rounds=4):
+    """Fingerprints and changes of a run without interruptions."""
+    plan, parameters, first, updates = scene
+    found = Aggregation(plan, parameters, directory, first)
+    results = []
+    for number in range(rounds):
+        closing = closing_of(make, plan, number)
+        merge_all(found, closing, updates)
+        change = directory / "out"
+        results.append((found.advance(closing, change), change.read_bytes()))
+    return results
+
+
+PLACES = [
+    (module, "advance_arrays", 0),
+    (tensorfile, "flush_all", 0),
+    (tensorfile, "publish", 0),
+    (module, "_hand_out", 0),
+    (os, "fsync", 0),
+    (os, "fsync", 1),
+    (os, "fsync", 2),
+    (os, "fsync", 3),
+    (os, "fsync", 4),
+    (os, "fsync", 5),
+    (os, "replace", 0),
+    (os, "replace", 1),
+    (os, "replace", 2),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "name", "nth"), PLACES, ids=lambda v: str(getattr(v, "__name__", v)))
+def test_a_kill_at_any_point_of_advance_loses_nothing(
+    make, scene, tmp_path, monkeypatch, owner, name, nth, after
+):
+    plan, parameters, first, updates = scene
+    expected = play(make, scene, tmp_path / "straight", rounds=3)
+    directory = tmp_path / "killed"
+    found = Aggregation(plan, parameters, directory, first)
+    change = tmp_path / "change"
+    results = []
+    for number in range(3):
+        closing = closing_of(make, plan, number)
+        merge_all(found, closing, updates)
+        if number == 1:
+            real, calls = getattr(owner, name), []
+
+            def dying(*arguments, _real=real, _calls=calls, **named):
+                _calls.append(1)
+                if len(_calls) != nth + 1:
+                    return _real(*arguments, **named)
+                if after:
+                    _real(*arguments, **named)
+                raise Killed
+
+            with monkeypatch.context() as patched:
+                patched.setattr(owner, name, dying)
+                with pytest.raises(Killed):
+                    found.advance(closing, change)
+            for part in (".change-1.safetensors.part", ".state.json.part"):  # as SIGKILL would leave them
+                (directory / part).write_bytes(b"half")
+            found = Aggregation(plan, parameters, directory, tmp_path / "not needed any more")
+            if found.round == number:
+                merge_all(found, closing, updates)
+        results.append((found.advance(closing, change), change.read_bytes()))
+    assert results == expected
+
+
+def test_repeated_calls_do_nothing_twice(make, scene, tmp_path):
+    plan, parameters, first, updates = scene
+    expected = play(make, scene, tmp_path / "straight", rounds=2)
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    for number in range(2):
+        closing = closing_of(make, plan, number)
+        merge_all(found, closing, updates)
+        merge_all(found, closing, updates)
+        assert found.merged == (f"{number}-0", f"{number}-1")
+        for _ in range(2):
+            change = tmp_path / "change"
+            assert (found.advance(closing, change), change.read_bytes()) == expected[number]
+            change.unlink()
+    assert found.round == 2
+
+
+def test_a_restart_before_the_first_round_begins_again(make, scene, tmp_path, monkeypatch):
+    plan, parameters, first, _ = scene
+    with monkeypatch.context() as patched:
+        patched.setattr(Aggregation, "_commit", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            Aggregation(plan, parameters, tmp_path / "a", first)
+    assert play(make, scene, tmp_path / "a", 1) == play(make, scene, tmp_path / "b", 1)
+
+
+def test_what_was_merged_must_be_what_counts(make, scene, tmp_path):
+    plan, parameters, first, updates = scene
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    closing = closing_of(make, plan, 0)
+    found.merge("0-1", updates["0-1"], round_number=0, weight=1, norm=None)
+    with pytest.raises(UpdateError, match=r"counts \['0-0', '0-1'\] but the sum holds \['0-1'\]"):
+        found.advance(closing, tmp_path / "change")
+    with pytest.raises(UpdateError, match="restart_round"):
+        found.merge("0-1", updates["0-1"], round_number=0, weight=2, norm=None)
+    found.merge("0-0", updates["0-0"], round_number=0, weight=3, norm=None)
+    with pytest.raises(UpdateError, match="in its order"):
+        found.advance(closing, tmp_path / "change")
+    assert not (tmp_path / "change").exists()
+    found.restart_round()
+    merge_all(found, closing, updates)
+    expected = play(make, scene, tmp_path / "straight", rounds=1)
+    assert found.advance(closing, tmp_path / "change") == expected[0][0]
+
+
+def test_rounds_that_are_not_due_are_refused(make, scene, tmp_path):
+    plan, parameters, first, updates = scene
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    with pytest.raises(UpdateError, match="merging round 0"):
+        found.merge("1-0", updates["1-0"], round_number=1, weight=1, norm=None)
+    with pytest.raises(UpdateError, match="of round 1; the aggregator is at round 0"):
+        found.advance(closing_of(make, plan, 1), tmp_path / "change")
+    closing = closing_of(make, plan, 0)
+    merge_all(found, closing, updates)
+    found.advance(closing, tmp_path / "change")
+    with pytest.raises(UpdateError, match="a closing does not change"):
+        found.advance(make.closing(plan, 0, {"0-0": "one"}), tmp_path / "change")
+
+
+def test_a_refused_update_leaves_the_sum(make, scene, tmp_path):
+    plan, parameters, first, updates = scene
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    closing = closing_of(make, plan, 0)
+    updates["0-9"] = tmp_path / "bad"
+    updates["0-9"].write_bytes(updates["1-0"].read_bytes()[:-1])
+    with pytest.raises(UpdateError):
+        found.merge("0-9", updates["0-9"], round_number=0, weight=1, norm=None)
+    with pytest.raises(UpdateError, match="was claimed"):
+        found.merge("0-8", updates["1-0"], round_number=0, weight=1, norm=1e-3)
+    merge_all(found, closing, updates)
+    expected = play(make, scene, tmp_path / "straight", rounds=1)
+    assert found.advance(closing, tmp_path / "change") == expected[0][0]
+
+
+def test_a_snapshot_is_a_file_of_its_own(make, scene, tmp_path):
+    plan, parameters, first, updates = scene
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    assert found.snapshot(tmp_path / "s") == found.fingerprint
+    held = (tmp_path / "s").read_bytes()
+    for number in range(2):
+        closing = closing_of(make, plan, number)
+        merge_all(found, closing, updates)
+        found.advance(closing, tmp_path / "change")
+    assert (tmp_path / "s").read_bytes() == held
+    again = Aggregation(plan, parameters, tmp_path / "b", tmp_path / "s")
+    assert again.fingerprint == Aggregation(plan, parameters, tmp_path / "c", first).fingerprint
+
+
+def test_a_change_that_was_handed_out_is_not_written_again(make, scene, tmp_path):
+    """It is another link to the aggregator's file: a later round must not write into it."""
+    plan, parameters, first, updates = scene
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    held = []
+    for number in range(4):
+        closing = closing_of(make, plan, number)
+        merge_all(found, closing, updates)
+        found.advance(closing, tmp_path / f"change-{number}")
+        held.append((tmp_path / f"change-{number}").read_bytes())
+    assert [(tmp_path / f"change-{n}").read_bytes() for n in range(4)] == held
+    assert len(set(held)) == 4
+    assert len(list((tmp_path / "a").glob("change-*"))) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"round": 1}', '{"round": 1, "counted": 3}'])
+def test_a_broken_state_file_is_an_error_and_not_a_new_run(make, scene, tmp_path, text):
+    plan, parameters, first, _ = scene
+    Aggregation(plan, parameters, tmp_path / "a", first).close()
+    (tmp_path / "a" / module.STATE).write_text(text)
+    with pytest.raises(StorageError, match=r"state\.json"):
+        Aggregation(plan, parameters, tmp_path / "a", first)
