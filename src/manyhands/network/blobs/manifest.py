@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,9 +61,12 @@ class Manifest:
             raise BlobError(f"blob {self.blob} has {len(self.chunks)} chunks: there is no chunk {index}.")
         return min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
 
-    def fits(self, index: int, data: bytes | memoryview) -> bool:
-        """Whether these bytes are chunk `index`."""
-        return hashlib.sha256(data).digest() == self.chunks[index]
+    def fits(self, index: int, parts: Sequence[bytes | memoryview]) -> bool:
+        """Whether these parts, one after the other, are chunk `index`."""
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return sum(map(len, parts)) == self.length(index) and digest.digest() == self.chunks[index]
 
     def to_json(self) -> bytes:
         """The canonical form: {"chunks":[hex, ...],"size":bytes}, sorted keys, no blanks."""
@@ -161,9 +165,10 @@ def read_exactly(descriptor: int, count: int, offset: int) -> bytes:
     return data
 
 
-def write_exactly(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite without short writes."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def write_exactly(descriptor: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
+    """pwrite one part after the other, without short writes."""
+    for part in parts:
+        view = memoryview(part)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, Protocol
 
@@ -35,7 +34,6 @@ from manyhands.network.blobs.store import BlobStore, CorruptChunk, IncompleteBlo
 Action = Literal["read", "write"]
 DEFAULT_MAX_BODIES = 64
 DEFAULT_BODY_TIMEOUT_S = 30.0
-_SPARE_BUFFERS = 8
 
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 _Index = Annotated[int, Path(ge=0, lt=2**31)]
@@ -71,9 +69,6 @@ def blob_routes(
     """The routes above, for `app.include_router`. body_timeout_s: the longest silence within a body."""
     router = APIRouter(prefix="/blobs", route_class=_BlobRoute)
     bodies = asyncio.Semaphore(max_bodies)
-    spare: deque[bytearray] = deque(
-        maxlen=_SPARE_BUFFERS
-    )  # warm memory; fresh pages for each chunk cost more
 
     @router.get("/{blob}/manifest")
     async def get_manifest(request: Request, blob: _Id) -> Response:
@@ -96,9 +91,8 @@ def blob_routes(
     async def begin(request: Request, blob: _Id) -> Response:
         await authorize(request, "write", blob, 0)
         async with bodies:
-            body = bytearray()
-            await _read_body(request, body, max_manifest_bytes(store.max_bytes), body_timeout_s)
-        manifest = Manifest.from_json(bytes(body), max_bytes=store.max_bytes)
+            parts = await _read_body(request, max_manifest_bytes(store.max_bytes), body_timeout_s)
+        manifest = Manifest.from_json(b"".join(parts), max_bytes=store.max_bytes)
         if manifest.blob != blob:
             raise BlobError(f"this manifest is that of blob {manifest.blob}, not of {blob}.")
         await authorize(request, "write", blob, manifest.size_bytes)
@@ -111,10 +105,8 @@ def blob_routes(
         manifest = await asyncio.to_thread(store.wanted, blob)
         _check_index(manifest, index)
         async with bodies:
-            buffer = spare.pop() if spare else bytearray(CHUNK_BYTES)
-            size = await _read_body(request, buffer, manifest.length(index), body_timeout_s)
-            await asyncio.to_thread(store.write_chunk, blob, index, memoryview(buffer)[:size])
-            spare.append(buffer)  # not after a fault or a cancellation: a thread might still be reading it
+            parts = await _read_body(request, manifest.length(index), body_timeout_s)
+            await asyncio.to_thread(store.write_chunk, blob, index, *parts)
         return Response(status_code=204)
 
     @router.post("/{blob}/complete")
@@ -127,29 +119,29 @@ def blob_routes(
 
 
 # ------------------------------------------------------------------------------------------- bodies
-async def _read_body(request: Request, buffer: bytearray, limit: int, timeout_s: float) -> int:
-    """Read a body of at most `limit` bytes to the start of `buffer`, which grows where needed; returns its size.
+async def _read_body(request: Request, limit: int, timeout_s: float) -> list[bytes]:
+    """A body of at most `limit` bytes, in the pieces it came in: joining them would be one more copy.
 
     Raises 413 as soon as it is clear that there are more, 408 after a silence.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise _too_large(limit)
+    parts: list[bytes] = []
     total = 0
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout_s) as silence:
             async for part in request.stream():
-                end = total + len(part)
-                if end > limit:
+                total += len(part)
+                if total > limit:
                     raise _too_large(limit)
-                buffer[total:end] = part
-                total = end
+                parts.append(part)
                 silence.reschedule(loop.time() + timeout_s)
     except TimeoutError:
         text = f"nothing came for {timeout_s:g} s after {total} bytes of the body."
         raise HTTPException(408, text) from None
-    return total
+    return parts
 
 
 def _too_large(limit: int) -> HTTPException:

@@ -162,8 +162,8 @@ class BlobStore:
                 partial.manifest = manifest
             return self._missing(partial)
 
-    def write_chunk(self, blob: BlobId, index: int, data: bytes | memoryview) -> None:
-        """Check and write one chunk. Idempotent.
+    def write_chunk(self, blob: BlobId, index: int, *parts: bytes | memoryview) -> None:
+        """Check and write one chunk, given whole or in parts. Idempotent.
 
         Raises CorruptChunk when hash or length are wrong (nothing is written then), UnknownBlob when the blob
         was not begun, StorageError.
@@ -173,16 +173,16 @@ class BlobStore:
         else:
             manifest, partial = self._under_way(blob)
         length = manifest.length(index)
-        if len(data) != length:
-            raise CorruptChunk(f"chunk {index} of blob {blob} has {length} bytes: {len(data)} were given.")
-        if not manifest.fits(index, data):
+        if (given := sum(map(len, parts))) != length:
+            raise CorruptChunk(f"chunk {index} of blob {blob} has {length} bytes: {given} were given.")
+        if not manifest.fits(index, parts):
             raise CorruptChunk(
                 f"chunk {index} of blob {blob}: the {length} bytes given do not have its SHA-256."
             )
         if partial is None or index in partial.have:
             return
         with self._disk(f"write blob {blob} to"), _opened(self._partial / blob / "data", os.O_WRONLY) as file:
-            write_exactly(file, data, manifest.offset(index))
+            write_exactly(file, parts, manifest.offset(index))
             if self.durable:
                 _start_writeback(file, manifest.offset(index), length)
         with partial.lock:
@@ -353,7 +353,7 @@ class BlobStore:
     def _write_manifest(self, manifest: Manifest, path: Path) -> None:
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         with _opened(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            write_exactly(file, manifest.to_json(), 0)
+            write_exactly(file, [manifest.to_json()], 0)
             self._sync(file)
         os.replace(aside, path)
 

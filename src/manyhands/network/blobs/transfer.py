@@ -311,7 +311,7 @@ class _Download:
         address = holder.address(self.ref.blob, f"/chunks/{index}")
         async with requested(self.session, "GET", holder, address, self.effort) as answer:
             got = await read_into(answer, buffer, length)
-        if got != length or not await asyncio.to_thread(self._keep, index, memoryview(buffer)[:got]):
+        if not await asyncio.to_thread(self._keep, index, memoryview(buffer)[:got]):
             raise BlobError(f"{holder.url} sent wrong bytes as chunk {index} of blob {self.ref.blob}.")
         self.patience[number].succeeded()
         if index in self.left:
@@ -366,12 +366,12 @@ class _Download:
     def _keep(self, index: int, data: memoryview) -> bool:
         """Write a chunk if it is the right one. The file is opened anew: this thread may outlive a cancelled
         task."""
-        if not self.manifest.fits(index, data):
+        if not self.manifest.fits(index, [data]):
             return False
         try:
             file = os.open(self.aside, os.O_WRONLY)
             try:
-                write_exactly(file, data, self.manifest.offset(index))
+                write_exactly(file, [data], self.manifest.offset(index))
             finally:
                 os.close(file)
         except OSError as error:
