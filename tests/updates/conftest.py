@@ -48,7 +48,9 @@ def make_parameters(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Parameter, .
     return tuple(Parameter(name=name, shape=shape) for name, shape in shapes.items())
 
 
-def make_assignment(round_number: int, client: str, *, ordinal: int = 0, steps: int = 5, weight: int = 1) -> Assignment:
+def make_assignment(
+    round_number: int, client: str, *, ordinal: int = 0, steps: int = 5, weight: int = 1
+) -> Assignment:
     return Assignment(
         id=f"{round_number}-{ordinal}",
         round=round_number,
@@ -104,7 +106,9 @@ def make_closing(
             )
             for assignment, client in counted.items()
         ),
-        uncounted=tuple(Uncounted(assignment=a, client=c, reason="late") for a, c in (uncounted or {}).items()),
+        uncounted=tuple(
+            Uncounted(assignment=a, client=c, reason="late") for a, c in (uncounted or {}).items()
+        ),
         outer=make_outer_terms(plan, round_number + 1),
         closed_ms=0,
     )

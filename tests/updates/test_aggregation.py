@@ -48,12 +48,16 @@ def scene(make, tmp_path):
 
 
 def closing_of(make, plan, number):
-    return make.closing(plan, number, {f"{number}-0": "one", f"{number}-1": "two"}, weights={f"{number}-0": 3})
+    return make.closing(
+        plan, number, {f"{number}-0": "one", f"{number}-1": "two"}, weights={f"{number}-0": 3}
+    )
 
 
 def merge_all(found, closing, updates):
     for c in closing.counted:
-        found.merge(c.assignment, updates[c.assignment], round_number=closing.round, weight=c.weight, norm=None)
+        found.merge(
+            c.assignment, updates[c.assignment], round_number=closing.round, weight=c.weight, norm=None
+        )
 
 
 def play(make, scene, directory, rounds=4):

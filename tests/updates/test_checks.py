@@ -12,7 +12,12 @@ from manyhands.updates.checks import check_values
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(size=st.integers(1, 5000), seed=st.integers(0, 1000), power=st.integers(-18, 15), threads=st.integers(1, 3))
+@given(
+    size=st.integers(1, 5000),
+    seed=st.integers(0, 1000),
+    power=st.integers(-18, 15),
+    threads=st.integers(1, 3),
+)
 def test_the_norm_is_right_to_six_digits(make, size, seed, power, threads):
     values = (np.random.default_rng(seed).normal(size=size) * 10.0**power).astype(np.float32)
     found = check_values(

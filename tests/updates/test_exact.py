@@ -18,7 +18,11 @@ MASK = 2**64 - 1
 
 def formula(start, count):
     i = np.arange(start, start + count, dtype=np.uint64)
-    return ((i * np.uint64(2654435761) + np.uint64(12345)) & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.float32)
+    return (
+        ((i * np.uint64(2654435761) + np.uint64(12345)) & np.uint64(0xFFFFFFFF))
+        .astype(np.uint32)
+        .view(np.float32)
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -51,7 +55,9 @@ def factor(i):
 )
 def test_any_flipped_bit_changes_the_fingerprint(sizes, seed, place, bit):
     source = np.random.default_rng(seed)
-    tensors = {f"t{i}": source.integers(0, 2**32, n, dtype=np.uint32).view(np.float32) for i, n in enumerate(sizes)}
+    tensors = {
+        f"t{i}": source.integers(0, 2**32, n, dtype=np.uint32).view(np.float32) for i, n in enumerate(sizes)
+    }
     before = fingerprint(tensors)
     flat = np.concatenate([tensors[name].view(np.uint32) for name in sorted(tensors)])
     assert before.blocks == (sum(int(b) * factor(i) for i, b in enumerate(flat)) & MASK,)

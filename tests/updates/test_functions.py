@@ -101,9 +101,7 @@ def same(a, b):
     """Equal to the bit, None and missing included."""
     if a is None or b is None:
         return a is b
-    return a.keys() == b.keys() and all(
-        np.asarray(a[n]).tobytes() == np.asarray(b[n]).tobytes() for n in a
-    )
+    return a.keys() == b.keys() and all(np.asarray(a[n]).tobytes() == np.asarray(b[n]).tobytes() for n in a)
 
 
 @pytest.mark.parametrize("before", [0, 3])
@@ -120,9 +118,7 @@ def test_an_uncounted_contribution_was_never_sent(make, start, name, before):
         {c: {n: t.clone() for n, t in f.items()} for c, f in sent.feedback.items()},
         None if sent.control is None else {n: t.clone() for n, t in sent.control.items()},
     )
-    _, _, after = run_round(
-        make, plan, parameters, public, outer, locals_, trainers, before, lost={"two"}
-    )
+    _, _, after = run_round(make, plan, parameters, public, outer, locals_, trainers, before, lost={"two"})
     back = after["two"]
     assert back.feedback.keys() == copies[0].keys()
     assert all(same(back.feedback[c], copies[0][c]) for c in copies[0])
@@ -170,7 +166,9 @@ def test_scaffold_by_hand(make, start):
             own, shared = locals_[c].control or zeros, public.control or zeros
             correction = {n: shared[n] - own[n] for n in own}
             terms = make.terms(plan, number)
-            ends = t.train(public.weights, None, make.assignment(number, c), terms, correction=correction).tensors
+            ends = t.train(
+                public.weights, None, make.assignment(number, c), terms, correction=correction
+            ).tensors
             expected[c] = {n: own[n] - shared[n] + (public.weights[n] - ends[n]) / (5 * 0.1) for n in own}
         public, _, locals_ = run_round(make, plan, parameters, public, Outer(), locals_, trainers, number)
         for n in zeros:
@@ -219,7 +217,9 @@ def test_pending_of_an_abandoned_piece_of_work_is_taken_back_first(make, start):
     assert again.start == "0-1"
 
 
-@pytest.mark.parametrize(("name", "start_of_third"), [("int8", "fresh"), ("scaffold", "fresh"), ("fedavg", "0-0")])
+@pytest.mark.parametrize(
+    ("name", "start_of_third"), [("int8", "fresh"), ("scaffold", "fresh"), ("fedavg", "0-0")]
+)
 def test_a_client_that_missed_a_closing_starts_afresh_where_it_matters(make, start, name, start_of_third):
     plan = make.plan(**PLANS[name])
     parameters, public = start

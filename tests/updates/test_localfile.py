@@ -30,7 +30,9 @@ def full_state():
         feedback={"delta": like(0.5), "control": like(1e-40)},
         control=like(3.0),
         pending={
-            4: Pending(assignment="4-17", feedback={"delta": like(0.25), "control": like(-0.0)}, control=None),
+            4: Pending(
+                assignment="4-17", feedback={"delta": like(0.25), "control": like(-0.0)}, control=None
+            ),
             5: Pending(assignment="5-2", feedback={}, control=like(2.0)),
         },
         after="5-2",
@@ -119,7 +121,11 @@ BAD = [
     {"manyhands.local": "[]"},
     {"manyhands.local": json.dumps(GOOD | {"version": 2})},
     {"manyhands.local": json.dumps({k: v for k, v in GOOD.items() if k != "pending"})},
-    {"manyhands.local": json.dumps(GOOD | {"pending": {"x": {"assignment": "", "feedback": [], "control": False}}})},
+    {
+        "manyhands.local": json.dumps(
+            GOOD | {"pending": {"x": {"assignment": "", "feedback": [], "control": False}}}
+        )
+    },
 ]
 
 
@@ -131,7 +137,8 @@ def test_another_file_is_refused(tmp_path, parameters, header):
 
 
 @pytest.mark.parametrize(
-    "schema", [{"control/w": ("F32", (3, 2))}, {"control/other": ("F32", (2, 3))}, {"control/w": ("F16", (2, 3))}]
+    "schema",
+    [{"control/w": ("F32", (3, 2))}, {"control/other": ("F32", (2, 3))}, {"control/w": ("F16", (2, 3))}],
 )
 def test_tensors_of_another_model_are_refused(tmp_path, parameters, schema):
     write(tmp_path / "local", {"manyhands.local": json.dumps(GOOD)}, schema)

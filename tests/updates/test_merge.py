@@ -170,7 +170,10 @@ FILES = [
         lambda p: break_header(p, lambda h: h["delta/w"].update(shape=[5, 6])),
         r"'delta/w' has shape \[5, 6\]; expected \[6, 5\]",
     ),
-    (lambda p: break_header(p, lambda h: h["delta/w"].update(dtype="I32")), "'delta/w' has dtype I32; expected F32"),
+    (
+        lambda p: break_header(p, lambda h: h["delta/w"].update(dtype="I32")),
+        "'delta/w' has dtype I32; expected F32",
+    ),
 ]
 
 
@@ -227,7 +230,9 @@ def test_large_but_finite_values_are_not_taken_for_infinite_ones(make):
         Merger(plan, parameters).check_arrays({"delta/w": tensors[""]})
 
 
-@pytest.mark.parametrize(("weight", "factor"), [(0, 1.0), (2**31, 1.0), (1, 0.0), (1, 1.5), (1, float("nan"))])
+@pytest.mark.parametrize(
+    ("weight", "factor"), [(0, 1.0), (2**31, 1.0), (1, 0.0), (1, 1.5), (1, float("nan"))]
+)
 def test_weights_and_factors_out_of_bounds_are_refused(make, weight, factor):
     merger = Merger(make.plan(), make.parameters({"w": (2,)}))
     with pytest.raises(UpdateError, match="expected"):

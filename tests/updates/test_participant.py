@@ -161,7 +161,8 @@ def test_a_restart_between_work_and_closing_loses_nothing(make, tmp_path, lost, 
     assert not restarted.local.pending
     assignment, terms = make.assignment(2, "one", ordinal=9), make.terms(plan, 2)
     claims = [
-        participant.work(assignment, terms, tmp_path / f"u{i}") for i, participant in enumerate((one, restarted))
+        participant.work(assignment, terms, tmp_path / f"u{i}")
+        for i, participant in enumerate((one, restarted))
     ]
     assert (tmp_path / "u0").read_bytes() == (tmp_path / "u1").read_bytes()
     assert claims[0].start == claims[1].start == "1-0"
@@ -176,7 +177,12 @@ def test_claims_say_what_was_done(make, tmp_path):
         exact = np.sqrt(sum((a.astype(np.float64) ** 2).sum() for a in file.arrays.values()))
     assert claims.norm == pytest.approx(exact, rel=1e-6)
     assert participant.check(tmp_path / "u", claims.norm) == claims.norm
-    assert (claims.start, claims.samples, claims.device, claims.threads) == ("fresh", 20, "cpu", torch.get_num_threads())
+    assert (claims.start, claims.samples, claims.device, claims.threads) == (
+        "fresh",
+        20,
+        "cpu",
+        torch.get_num_threads(),
+    )
     assert claims.loss > 0
     assert claims.work_ms >= 0
     with pytest.raises(UpdateError, match="was claimed"):
@@ -253,9 +259,7 @@ def test_local_state_of_another_run_is_refused(make, tmp_path):
     run.step(0)
     run.participants["one"].save_local(tmp_path / "local")
     wider = make.parameters({"w": (6, 4), "b": (3,)})
-    other = Participant(
-        run.plan, wider, None, Public(weights={"w": torch.zeros(6, 4), "b": torch.zeros(3)})
-    )
+    other = Participant(run.plan, wider, None, Public(weights={"w": torch.zeros(6, 4), "b": torch.zeros(3)}))
     with pytest.raises(StorageError, match="not a client's local state"):
         other.load_local(tmp_path / "local")
     assert other.local.after == "fresh"

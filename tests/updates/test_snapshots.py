@@ -55,7 +55,9 @@ def test_first_weights_come_without_control_variate(tmp_path, make):
 
 def test_outer_state_is_not_part_of_the_fingerprint():
     arrays = {"w": array(1, 3)}
-    assert snapshots.fingerprint_of(arrays | {"outer/first/w": array(2, 3)}) == snapshots.fingerprint_of(arrays)
+    assert snapshots.fingerprint_of(arrays | {"outer/first/w": array(2, 3)}) == snapshots.fingerprint_of(
+        arrays
+    )
     assert snapshots.fingerprint_of(arrays | {"control/w": array(2, 3)}) != snapshots.fingerprint_of(arrays)
 
 

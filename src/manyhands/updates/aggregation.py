@@ -134,9 +134,7 @@ class Aggregation:
         if round_number <= self.round:
             return
         self.restart_round()
-        self._commit(
-            _State(round=round_number, slot=self._state.slot, fingerprint=self._state.fingerprint)
-        )
+        self._commit(_State(round=round_number, slot=self._state.slot, fingerprint=self._state.fingerprint))
 
     def advance(self, closing: Closing, change_path: Path) -> str:
         """Apply a closing: `public` and `outer` durable, the encoded change at `change_path`; the fingerprint.
