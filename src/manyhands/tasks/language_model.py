@@ -51,7 +51,7 @@ class LanguageModelFamily:
         """
         task = _settings(plan)
         directory.mkdir(parents=True, exist_ok=True)
-        # A token is at most a few bytes of the smallest useful text: this only catches the hopeless early.
+        # No tokenizer gives more tokens than bytes: this catches what cannot do before any work is done.
         corpus = read_corpus(task.text, minimum_bytes=task.block_size + 1)
         texts = [document.text for document in corpus.training]
         tokenizer = make_tokenizer(task.tokenizer, texts)
