@@ -1,3 +1,120 @@
-"""manyhands: train one model with many machines."""
+"""Train one model with many machines: your GPUs, SSH hosts, institutions, or strangers on the internet.
+
+What a program needs, and nothing else is public:
+
+    plan = manyhands.load_plan("plan.yaml", ["rounds.total=8"])   # or manyhands.Plan(...), manyhands.resolve({...})
+    manyhands.train(plan, directory)                              # this machine alone
+    manyhands.simulate(plan, clients=4)                           # a run in one process, or a recorded run again
+    manyhands.serve(plan)                                         # a server for the run
+    manyhands.join(manyhands.ClientOptions(server_addr=..., run_id=..., identity=...))   # take part in it
+
+The commands are thin over these. Names are loaded when they are first used: `import manyhands` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manyhands.engine.run import TrainResult, train
+    from manyhands.errors import ManyhandsError
+    from manyhands.identity.keys import Identity
+    from manyhands.node.client import ClientOptions, join
+    from manyhands.node.server import ServerOptions, serve
+    from manyhands.plan.resolve import load_plan, resolve
+    from manyhands.plan.schema import (
+        Codec,
+        CustomTask,
+        Data,
+        DummyTask,
+        Evaluation,
+        InnerOptimizer,
+        LanguageModelTask,
+        LocalWork,
+        Membership,
+        Merge,
+        OuterOptimizer,
+        Plan,
+        Rounds,
+        Schedule,
+        TextSource,
+        Tokenizer,
+    )
+    from manyhands.simulation import RecordedRun, Replayed, Simulated, simulate
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "manyhands.engine.run": ("TrainResult", "train"),
+    "manyhands.errors": ("ManyhandsError",),
+    "manyhands.identity.keys": ("Identity",),
+    "manyhands.node.client": ("ClientOptions", "join"),
+    "manyhands.node.server": ("ServerOptions", "serve"),
+    "manyhands.plan.resolve": ("load_plan", "resolve"),
+    "manyhands.plan.schema": (
+        "Codec",
+        "CustomTask",
+        "Data",
+        "DummyTask",
+        "Evaluation",
+        "InnerOptimizer",
+        "LanguageModelTask",
+        "LocalWork",
+        "Membership",
+        "Merge",
+        "OuterOptimizer",
+        "Plan",
+        "Rounds",
+        "Schedule",
+        "TextSource",
+        "Tokenizer",
+    ),
+    "manyhands.simulation": ("RecordedRun", "Replayed", "Simulated", "simulate"),
+}
+_WHERE = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ClientOptions",
+    "Codec",
+    "CustomTask",
+    "Data",
+    "DummyTask",
+    "Evaluation",
+    "Identity",
+    "InnerOptimizer",
+    "LanguageModelTask",
+    "LocalWork",
+    "ManyhandsError",
+    "Membership",
+    "Merge",
+    "OuterOptimizer",
+    "Plan",
+    "RecordedRun",
+    "Replayed",
+    "Rounds",
+    "Schedule",
+    "ServerOptions",
+    "Simulated",
+    "TextSource",
+    "Tokenizer",
+    "TrainResult",
+    "__version__",
+    "join",
+    "load_plan",
+    "resolve",
+    "serve",
+    "simulate",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'manyhands' has no attribute '{name}'; public names: {', '.join(__all__)}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -169,6 +169,8 @@ class Codec(Settings):
 
 
 class Merge(Settings):
+    """How updates become one."""
+
     rule: Literal["mean"] = "mean"
     """mean: sum of weight * update over the sum of weights."""
     weight: Literal["uniform", "samples"] = "uniform"
@@ -199,6 +201,8 @@ class OuterOptimizer(Settings):
 
 # ---------------------------------------------------------------- who takes part, and when a round closes
 class Membership(Settings):
+    """Who may take part, and how many it takes."""
+
     kind: Literal["open", "allow_list"] = "open"
     """open: any key; allow_list: only the keys in `allow`."""
     allow: tuple[ClientKey, ...] = ()
@@ -250,12 +254,16 @@ class Rounds(Settings):
 
 
 class Data(Settings):
+    """Where the training data is."""
+
     kind: Literal["shared", "local"] = "shared"
     """shared: everybody can reach all samples, the coordinator hands out ranges of indices; local: data stays
     with its owner, an assignment is a number of steps."""
 
 
 class Evaluation(Settings):
+    """How often the public model is judged on validation data, by the server's evaluator."""
+
     every_snapshots: Annotated[int, Field(ge=0)] = 1
     """Evaluate each n-th snapshot on the validation set; 0: only the first and the last."""
     max_batches: Count = 20

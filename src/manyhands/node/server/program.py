@@ -64,9 +64,9 @@ class ServerOptions:
     on_event: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
 
 
-def serve(plan: Plan, options: ServerOptions) -> None:
-    """Serve a plan's run until a signal. Blocks."""
-    asyncio.run(_serve(plan, options))
+def serve(plan: Plan, options: ServerOptions | None = None) -> None:
+    """Serve a plan's run until a signal. Blocks. Raises the ManyhandsError that ended it."""
+    asyncio.run(_serve(plan, options or ServerOptions()))
 
 
 async def _serve(plan: Plan, options: ServerOptions) -> None:
