@@ -11,8 +11,17 @@ from typing import Any
 
 import click
 
+from manyhands.node.view import RunView
 from manyhands.ui.logs import clock
-from manyhands.ui.terminal import human_bytes, human_loss, human_seconds, print_json, short_key, table
+from manyhands.ui.terminal import (
+    human_bytes,
+    human_loss,
+    human_seconds,
+    print_json,
+    printable,
+    short_key,
+    table,
+)
 
 _COLUMNS = {
     "round": "round",
@@ -51,6 +60,24 @@ def print_ledger(
             for incident in incidents
         ]
         click.echo(table(rows, _INCIDENTS))
+
+
+def print_account_of(key: str, rounds: Sequence[Mapping[str, Any]], view: RunView) -> None:
+    """What happened to one client: its incidents, and its work from the round before the first of them that is not
+    its joining."""
+    mine = [i for i in view.incidents if i.client == key]
+    for incident in mine:
+        click.echo(f"  {clock(incident.ms)}  round {incident.round}: {printable(incident.what)}")
+    gone = [i.round for i in mine if i.round is not None and not i.what.startswith("joined")]
+    first = max(0, min(gone) - 1) if gone else 0
+    works = [
+        {**closed, "works": [w for w in closed["works"] if w["assignment"]["client"] == key]}
+        for closed in rounds
+        if closed["number"] >= first
+    ]
+    rows = ledger_rows([closed for closed in works if closed["works"]], {})
+    text = table(rows, {name: heading for name, heading in _COLUMNS.items() if name != "client"})
+    click.echo("\n".join("  " + line for line in text.splitlines()))
 
 
 def ledger_rows(rounds: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -66,6 +66,10 @@ class _Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop redrawing; what was drawn last stays."""
         if self._live is not None:
             self._live.stop()
 

@@ -1,0 +1,322 @@
+"""`manyhands demo`: the main job in small, on this machine, with nothing faked.
+
+Starts the same programs that anybody starts by hand (`manyhands server run`, `manyhands client train`), each in a
+process and a MANYHANDS_HOME of its own, watches the run over the server's HTTP API, kills one client with SIGKILL on
+the way, starts it again with the same key, and ends with what came of it. All of it is in one directory:
+
+    plan.yaml  summary.json  loss.png  logs/  keys/  server/ (its MANYHANDS_HOME)  clients/hand-1/ ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from manyhands.config import HOME_VARIABLE, home
+from manyhands.errors import ManyhandsError, ServerUnreachable, WorkerError
+from manyhands.identity import keys
+from manyhands.node import operator
+from manyhands.node.view import RunView
+from manyhands.plan.resolve import dump_plan
+from manyhands.plan.schema import Plan
+from manyhands.ui.live import RunScreen
+from manyhands.ui.plans import plan_from
+from manyhands.ui.processes import MemoryWatch, Programs
+
+POLL_S = 0.4
+START_TIMEOUT_S = 240.0
+"""For the server's first answer: it tokenizes the text and trains the tokenizer first."""
+STALL_S = 180.0
+"""So long without a closed round, a new phase or a new incident, and the demo gives up."""
+MAX_TEXT_BYTES = 6_000_000
+LOST_AFTER_S = 8.0
+SAMPLE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    clients: int = 3
+    rounds: int = 16
+    text: Path | None = None
+    topology: Literal["star", "mesh"] = "star"
+    port: int = 0
+    directory: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Killed:
+    """The client that was killed and came back. `at_round`: closings when it was killed."""
+
+    name: str
+    key: str
+    pid: int
+    new_pid: int
+    at_round: int
+    rejoined_round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """What came of it. `account`: the ledger's rounds, in their JSON form."""
+
+    view: RunView
+    killed: Killed
+    account: list[dict[str, Any]]
+    checkpoint: Path
+    plot: Path
+    sample: str
+    address: str
+    directory: Path
+    seconds: float
+
+
+def demo_plan(options: DemoOptions) -> Plan:
+    """The config `demo` for this many clients; one of them may be away without the run waiting for it."""
+    overrides = [
+        f"rounds.total={options.rounds}",
+        f"rounds.lost_after_s={LOST_AFTER_S}",
+        f"membership.min_clients={max(1, options.clients - 1)}",
+        f"task.text.max_bytes={MAX_TEXT_BYTES}",
+        f"topology={options.topology}",
+        *options.overrides,
+    ]
+    if options.text is not None:
+        overrides.append(f"task.text.path={json.dumps(str(options.text.resolve()))}")
+    return plan_from("demo", overrides)
+
+
+class Demo:
+    """One demo: `run` is its course, from the first process to the result. Use as a context manager."""
+
+    def __init__(self, options: DemoOptions, screen: RunScreen) -> None:
+        self.options, self.screen = options, screen
+        self.plan = demo_plan(options)
+        self.run_id = f"demo-{secrets.token_hex(3)}"
+        self.directory = (options.directory or home() / "runs" / self.run_id).resolve()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.plan_file = self.directory / "plan.yaml"
+        self.programs = Programs(self.directory / "logs")
+        self.memory = MemoryWatch()
+        self.address = ""
+        self.keys: dict[str, str] = {}  # name -> public key
+        self._progress: tuple[object, ...] = ()
+        self._progress_at = time.monotonic()
+
+    def __enter__(self) -> Demo:
+        self.memory.__enter__()
+        self.programs.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.programs.__exit__(*error)
+        self.memory.__exit__(*error)
+
+    # ------------------------------------------------------------------ the course of things
+    def run(self) -> DemoResult:
+        started = time.monotonic()
+        self.plan_file.write_text(dump_plan(self.plan), encoding="utf-8")
+        self.start_server()
+        for number in range(1, self.options.clients + 1):
+            self.start_client(f"hand-{number}")
+        victim = f"hand-{min(2, self.options.clients)}"
+        killed = self.kill_and_bring_back(victim)
+        view = self.watch(lambda view: view.phase == "finished")
+        account = operator.ledger(self.address, self.run_id)
+        if view.checkpoint is None:
+            raise WorkerError("the run is finished but names no checkpoint")
+        plot = self.draw(view)
+        return DemoResult(
+            view=view,
+            killed=killed,
+            account=account,
+            checkpoint=Path(view.checkpoint),
+            plot=plot,
+            sample=sample(Path(view.checkpoint), self.directory),
+            address=self.address,
+            directory=self.directory,
+            seconds=time.monotonic() - started,
+        )
+
+    def start_server(self) -> None:
+        """Start it and wait for its first answer."""
+        port = self.options.port or _free_port()
+        self.address = f"127.0.0.1:{port}"
+        arguments = [
+            "server",
+            "run",
+            "--plan",
+            str(self.plan_file),
+            "--port",
+            str(port),
+            "--run-id",
+            self.run_id,
+        ]
+        self.programs.start("server", arguments, {HOME_VARIABLE: str(self.directory / "server")})
+        self.screen.line(f"server starting at {self.address}; it reads and tokenizes the text first")
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end:
+            self.programs.check()
+            try:
+                operator.status(self.address, self.run_id)
+            except ServerUnreachable:
+                time.sleep(POLL_S)
+            else:
+                self.screen.line(f"dashboard at http://{self.address}/runs/{self.run_id}")
+                return
+        raise ServerUnreachable(
+            f"the server did not answer at {self.address} within {START_TIMEOUT_S:.0f} s: "
+            f"see {self.programs.log('server')}"
+        )
+
+    def start_client(self, name: str) -> int:
+        """Start a client, with its key file if it has one; returns the pid."""
+        key_file = self.directory / "keys" / f"{name}.key"
+        identity = keys.load(key_file) if key_file.exists() else keys.create(key_file)
+        self.keys[name] = identity.public
+        home_of_client = self.directory / "clients" / name
+        arguments = ["client", "train", "--run-id", self.run_id, "--server-addr", self.address]
+        arguments += ["--identity-secret-key-path", str(key_file), "--label", name]
+        arguments += ["--threads", str(max(1, (os.cpu_count() or 1) // self.options.clients))]
+        arguments += ["--logs", "console", "--write-log", str(home_of_client / "events.jsonl")]
+        return self.programs.start(name, arguments, {HOME_VARIABLE: str(home_of_client)})
+
+    def kill_and_bring_back(self, name: str) -> Killed:
+        """SIGKILL after a third of the rounds; start again once it is missed; wait until it has been merged again."""
+        key = self.keys[name]
+        third = max(1, self.options.rounds // 3)
+        view = self.watch(lambda view: view.closed_rounds >= third and _counted(view, key) > 0)
+        at_round = view.closed_rounds
+        pid = self.programs.kill(name)
+        self.screen.line(f"killed {name} (process {pid}) with SIGKILL after {at_round} rounds")
+        known = len(view.incidents)
+        self.watch(
+            lambda view: any(i.client == key and i.what.startswith("lost") for i in view.incidents[known:])
+        )
+        new_pid = self.start_client(name)
+        self.screen.line(f"started {name} again with the same key (process {new_pid})")
+
+        def merged_again(view: RunView) -> bool:
+            return rejoined_round(view, key, at_round) is not None
+
+        view = self.watch(lambda view: merged_again(view) or view.phase == "finished")
+        back = rejoined_round(view, key, at_round)
+        if back is None:
+            raise ManyhandsError(
+                f"the run was over before {name} was merged again: give it more than --rounds {self.options.rounds}"
+            )
+        self.screen.line(f"{name} is back: merged again in round {back}")
+        return Killed(name=name, key=key, pid=pid, new_pid=new_pid, at_round=at_round, rejoined_round=back)
+
+    def watch(self, until: Callable[[RunView], bool]) -> RunView:
+        """Poll and show the run until `until(view)`; raises when a program dies, the run fails, or nothing moves."""
+        self._progress_at = time.monotonic()
+        while True:
+            self.programs.check()
+            try:
+                view = operator.status(self.address, self.run_id)
+            except ServerUnreachable:  # busy; if it is gone, check() says so, and if it hangs, the stall does
+                self._refuse_stall(self._progress)
+                continue
+            assert isinstance(view, RunView)
+            self.screen.show(view)
+            if until(view):
+                return view
+            if view.phase in ("failed", "paused"):
+                raise WorkerError(f"the run is {view.phase}: {view.reason}")
+            self._refuse_stall((view.phase, view.closed_rounds, len(view.incidents), len(view.evaluations)))
+            time.sleep(POLL_S)
+
+    def _refuse_stall(self, progress: tuple[object, ...]) -> None:
+        if progress != self._progress:
+            self._progress, self._progress_at = progress, time.monotonic()
+        if time.monotonic() - self._progress_at > STALL_S:
+            raise WorkerError(
+                f"nothing has happened for {STALL_S:.0f} s, the last being phase and rounds {progress[:2]}: "
+                f"see the logs in {self.directory / 'logs'}"
+            )
+
+    # ------------------------------------------------------------------ what is left at the end
+    def draw(self, view: RunView) -> Path:
+        from manyhands.ui.plot import loss_curve, points_of
+
+        path = self.directory / "loss.png"
+        loss_curve(points_of(view), path)
+        return path
+
+    def write_summary(self, result: DemoResult) -> Path:
+        view, killed = result.view, result.killed
+        summary = {
+            "run_id": self.run_id,
+            "topology": view.topology,
+            "validation_loss_before": view.evaluations[0].loss if view.evaluations else None,
+            "validation_loss_after": view.evaluations[-1].loss if view.evaluations else None,
+            "rounds": view.closed_rounds,
+            "clients": self.options.clients,
+            "killed_client": killed.key,
+            "killed_pid": killed.pid,
+            "rejoined_pid": killed.new_pid,
+            "rejoined_round": killed.rejoined_round,
+            "checkpoint": str(result.checkpoint),
+            "plot": str(result.plot),
+            "sample": result.sample,
+            "server_addr": self.address,
+            "seconds": round(result.seconds, 2),
+            "peak_rss_bytes": self.memory.peak_bytes,
+        }
+        path = self.directory / "summary.json"
+        aside = path.with_suffix(".json.part")
+        aside.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        aside.replace(path)
+        return path
+
+
+def rejoined_round(view: RunView, key: str, killed_at: int) -> int | None:
+    """The first round, opened after the kill, in which the client was merged after it had come back."""
+    back_ms = [i.ms for i in view.incidents if i.client == key and i.what.startswith("rejoined")]
+    if not back_ms:
+        return None
+    for closed in view.rounds:
+        merged = any(c.client == key for c in closed.counted)
+        if merged and closed.round > killed_at and closed.closed_ms > back_ms[-1]:
+            return closed.round
+    return None
+
+
+def _counted(view: RunView, key: str) -> int:
+    return sum(client.counted for client in view.clients if client.key == key)
+
+
+def sample(checkpoint: Path, directory: Path) -> str:
+    """Text from the checkpoint, loaded by transformers in a process of its own. Raises WorkerError."""
+    code = (
+        "import sys, json; from pathlib import Path; from manyhands.tasks.sample import sample_text; "
+        "print(json.dumps(sample_text(Path(sys.argv[1]), prompt='def ', tokens=160)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint)],
+        capture_output=True,
+        text=True,
+        timeout=SAMPLE_TIMEOUT_S,
+        cwd=directory,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    if done.returncode != 0:
+        raise WorkerError(f"transformers cannot load the checkpoint {checkpoint}:\n{done.stderr[-2000:]}")
+    return str(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
