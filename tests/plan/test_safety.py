@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from manyhands.errors import PlanError
+from manyhands.plan.resolve import resolve
 from manyhands.plan.safety import MAX_DEPTH, MAX_VALUES, check_runnable, refuse_code
 from manyhands.plan.schema import CustomTask, LanguageModelTask, Plan
 
@@ -58,3 +59,12 @@ def test_size_and_depth_are_bounded() -> None:
     refuse_code(deep, "plan")
     with pytest.raises(PlanError, match="that is no plan"):
         refuse_code([deep], "plan")
+
+
+def test_data_from_python_is_checked_as_files_are() -> None:
+    with pytest.raises(
+        PlanError, match=r"here: 'task\.settings\._target_' is 'os\.system': this names code to run"
+    ):
+        resolve(
+            {"task": {"name": "custom", "target": "a:b", "settings": {"_target_": "os.system"}}}, where="here"
+        )
