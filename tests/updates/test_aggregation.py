@@ -230,8 +230,36 @@ def test_a_change_that_was_handed_out_is_not_written_again(make, scene, tmp_path
     assert len(list((tmp_path / "a").glob("change-*"))) == 1
 
 
+def test_the_change_may_be_asked_for_under_the_aggregators_own_name(make, scene, tmp_path):
+    plan, parameters, first, updates = scene
+    expected = play(make, scene, tmp_path / "straight", rounds=2)
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    for number in range(2):
+        closing = closing_of(make, plan, number)
+        merge_all(found, closing, updates)
+        change = tmp_path / "a" / f"change-{number}.safetensors"
+        for _ in range(2):
+            assert (found.advance(closing, change), change.read_bytes()) == expected[number]
+    assert not list((tmp_path / "a").glob("*.part"))
+
+
+def test_another_file_system_gets_a_copy(make, scene, tmp_path, monkeypatch):
+    plan, parameters, first, updates = scene
+    expected = play(make, scene, tmp_path / "straight", rounds=1)
+
+    def across(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", across)
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    closing = closing_of(make, plan, 0)
+    merge_all(found, closing, updates)
+    assert found.advance(closing, tmp_path / "change") == expected[0][0]
+    assert (tmp_path / "change").read_bytes() == expected[0][1]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"round": 1}', '{"round": 1, "counted": 3}'])
-def test_a_broken_state_file_is_an_error_and_not_a_new_run(make, scene, tmp_path, text):
+def test_a_broken_state_file_is_an_error_and_not_a_new_run(scene, tmp_path, text):
     plan, parameters, first, _ = scene
     Aggregation(plan, parameters, tmp_path / "a", first).close()
     (tmp_path / "a" / module.STATE).write_text(text)

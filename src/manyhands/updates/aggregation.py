@@ -305,6 +305,8 @@ def _aside(path: Path) -> Path:
 
 def _hand_out(change: Path, path: Path) -> None:
     """The change under the caller's name: another link, or a copy on another file system."""
+    if path.exists() and path.samefile(change):
+        return
     aside = _aside(path)
     aside.unlink(missing_ok=True)
     try:

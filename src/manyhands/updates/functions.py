@@ -67,16 +67,7 @@ def work(
     local = local_at_start(local, assignment, plan)
     wrap = like(public.weights)
     trained = _train(public, local, assignment, terms, plan, parameters, trainer)
-    ends = _trained_arrays(trained, parameters)
-    starts = as_arrays(starting_weights(public, local, plan))
-    names = [p.name for p in wire.trainable(parameters)]
-    if plan.local.kind == "gradient":
-        intended = {MAIN: {name: ends[name] for name in names}}
-    else:
-        intended = {MAIN: {name: starts[name] - ends[name] for name in names}}
-    if plan.local.control_variate:
-        rate = math.fsum(terms.learning_rates[: trained.steps])
-        intended[CONTROL] = _control_delta(as_arrays(public.control or {}), intended[MAIN], rate)
+    intended = _intended(public, local, trained, terms, plan, parameters)
     tensors, lost, sent = _encode(intended, local, plan)
     norms = norms_of(
         plan.codec, wire.channels(plan), parameters, tensors, where=f"the work of {assignment.id}"
@@ -247,6 +238,27 @@ def _train(
         correction=correction,
         proximal=plan.local.proximal,
     )
+
+
+def _intended(
+    public: Public,
+    local: Local,
+    trained: Trained,
+    terms: RoundTerms,
+    plan: Plan,
+    parameters: Sequence[Parameter],
+) -> dict[str, dict[str, F32]]:
+    """What would be sent if the codec lost nothing and nothing was left over from earlier: by channel."""
+    ends = _trained_arrays(trained, parameters)
+    names = [p.name for p in wire.trainable(parameters)]
+    if plan.local.kind == "gradient":
+        return {MAIN: {name: ends[name] for name in names}}
+    starts = as_arrays(starting_weights(public, local, plan))
+    intended = {MAIN: {name: starts[name] - ends[name] for name in names}}
+    if plan.local.control_variate:
+        rate = math.fsum(terms.learning_rates[: trained.steps])
+        intended[CONTROL] = _control_delta(as_arrays(public.control or {}), intended[MAIN], rate)
+    return intended
 
 
 def _trained_arrays(trained: Trained, parameters: Sequence[Parameter]) -> dict[str, F32]:

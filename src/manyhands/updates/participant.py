@@ -94,7 +94,10 @@ class Participant:
             trainer=self._trainer,
         )
         work_ms = round((time.monotonic() - started) * 1000)
-        with tensorfile.written(path, wire.update_schema(self._plan, self._parameters)) as out:
+        schema = wire.update_schema(self._plan, self._parameters)
+        with tensorfile.written(
+            path, schema, durable=False
+        ) as out:  # it counts once the server has stored it
             for name, array in update.tensors.items():
                 np.copyto(out[name], array)
         self.local = local

@@ -105,16 +105,24 @@ def create(path: Path, schema: Schema, metadata: Mapping[str, str] | None = None
 
 @contextmanager
 def written(
-    path: Path, schema: Schema, metadata: Mapping[str, str] | None = None
+    path: Path, schema: Schema, metadata: Mapping[str, str] | None = None, *, durable: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Arrays of a new file to be filled in the block; on disk and renamed to `path` when it ends without error."""
+    """Arrays of a new file to be filled in the block, which is renamed to `path` when it ends without error.
+
+    `durable`: on disk by then. Otherwise complete, but a crash of the machine may take it back: for a file that is
+    stored elsewhere before anybody relies on it.
+    """
     aside = path.with_name(f".{path.name}.part")
     aside.unlink(missing_ok=True)
     try:
         with create(aside, schema, metadata) as file:
             yield file.arrays
-            file.flush()
-        publish(aside, path)
+            if durable:
+                file.flush()
+        if durable:
+            publish(aside, path)
+        else:
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
