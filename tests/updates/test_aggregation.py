@@ -186,6 +186,28 @@ def test_rounds_that_are_not_due_are_refused(make, scene, tmp_path):
         found.advance(make.closing(plan, 0, {"0-0": "one"}), tmp_path / "change")
 
 
+def test_rounds_that_counted_nothing_are_moved_over(make, scene, tmp_path):
+    plan, parameters, first, updates = scene
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    merge_all(found, closing_of(make, plan, 0), updates)
+    at = found.fingerprint
+    found.move_on(2)
+    assert (found.round, found.merged, found.fingerprint) == (2, (), at)
+    found = Aggregation(plan, parameters, tmp_path / "a", first)
+    assert found.round == 2
+    closing = closing_of(make, plan, 2)
+    merge_all(found, closing, updates)
+    fingerprint = found.advance(closing, tmp_path / "change")
+    for behind in (0, 2, 3):
+        found.move_on(behind)
+    assert found.advance(closing, tmp_path / "change") == fingerprint
+    other = Aggregation(plan, parameters, tmp_path / "b", first)
+    for number in (0, 1):
+        assert other.advance(make.closing(plan, number, {}), tmp_path / "none") == at
+    merge_all(other, closing, updates)
+    assert other.advance(closing, tmp_path / "change") == fingerprint
+
+
 def test_a_refused_update_leaves_the_sum(make, scene, tmp_path):
     plan, parameters, first, updates = scene
     found = Aggregation(plan, parameters, tmp_path / "a", first)

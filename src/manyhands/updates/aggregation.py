@@ -124,6 +124,16 @@ class Aggregation:
         self._added.append(_Added(assignment=assignment, weight=weight, factor=factor, norm=found))
         return found
 
+    def move_on(self, round_number: int) -> None:
+        """The closings before `round_number` that were not advanced counted nothing: `public` is what it was.
+
+        What was merged meanwhile is forgotten. Nothing happens when the aggregator is there already, or further.
+        """
+        if round_number > self.round:
+            state = self._state
+            self._commit(_State(round=round_number, slot=state.slot, fingerprint=state.fingerprint))
+            self.restart_round()
+
     def restart_round(self) -> None:
         """Forget the sum: the round's updates are to be merged anew."""
         self._merger.clear()
