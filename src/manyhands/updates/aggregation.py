@@ -139,13 +139,6 @@ class Aggregation:
         self._merger.clear()
         self._added = []
 
-    def move_on(self, round_number: int) -> None:
-        """Go on to a later round: those in between have counted nothing, so public is what it was."""
-        if round_number <= self.round:
-            return
-        self.restart_round()
-        self._commit(_State(round=round_number, slot=self._state.slot, fingerprint=self._state.fingerprint))
-
     def advance(self, closing: Closing, change_path: Path) -> str:
         """Apply a closing: `public` and `outer` durable, the encoded change at `change_path`; the fingerprint.
 
