@@ -184,7 +184,7 @@ class _BlobRoute(APIRoute):
                 answer = _error(400, "bad_request", f"'{fault['loc'][-1]}' in the address: {fault['msg']}.")
             except (HTTPException, BlobError, StorageError) as error:
                 answer = _fault(error)
-            if answer.status_code == 413 or not await _discard_rest(request, DEFAULT_BODY_TIMEOUT_S):
+            if answer.status_code in (408, 413) or not await _discard_rest(request, DEFAULT_BODY_TIMEOUT_S):
                 answer.headers["connection"] = "close"  # what is still coming is not worth reading
             return answer
 
