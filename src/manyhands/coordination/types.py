@@ -361,6 +361,13 @@ class Closed:
     fingerprint: Fingerprint | None  # star: of public afterwards; mesh: not known yet
     kind: Literal["closed"] = "closed"
 
+    @property
+    def payloads(self) -> tuple[BlobRef, ...]:
+        """The blobs that applying it takes: the change (star), or the counted updates in their order (mesh)."""
+        if self.change is not None:
+            return (self.change,)
+        return tuple(counted.update for counted in self.closing.counted)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatchUp:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manyhands.coordination.types import Assignment, Claims, Closing, RoundTerms
+from manyhands.coordination.types import Assignment, Claims, Closed, Closing, RoundTerms
 from manyhands.errors import UpdateError
 from manyhands.plan import wire
 from manyhands.plan.descriptor import Parameter
@@ -142,6 +142,13 @@ class Participant:
         self._public = public
         self.round += 1
         return self.fingerprint()
+
+    def close_with(self, closed: Closed, payloads: Sequence[Path]) -> str:
+        """`close` of what was published: `payloads` are the files of `closed.payloads`, in that order."""
+        if closed.change is not None:
+            (change,) = payloads
+            return self.close(closed.closing, change_path=change)
+        return self.close(closed.closing, update_paths=payloads)
 
     def settle(self, closings: Sequence[Closing]) -> None:
         """Settle what is pending of rounds that `public` has seen already: after a restart from a snapshot."""

@@ -80,10 +80,7 @@ class ClientFiles:
 
     async def fetch_closed(self, connection: Connection, closed: Closed) -> list[Path]:
         """What a closing needs: the change (star), or the counted updates in their order (mesh)."""
-        if not closed.closing.counted:
-            return []
-        wanted = [closed.change] if closed.change is not None else [c.update for c in closed.closing.counted]
-        return [await self.fetch(connection, ref) for ref in wanted]
+        return [await self.fetch(connection, ref) for ref in closed.payloads]
 
     def adopt(self, path: Path, ref: BlobRef) -> None:
         """A file of ours is that blob: no need to fetch it."""

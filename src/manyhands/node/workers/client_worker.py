@@ -99,11 +99,7 @@ class ClientWorker:
     def close(self, closed: dict[str, Any], paths: list[str]) -> str:
         """Apply a closing; the fingerprint of public afterwards."""
         body = _closed.validate_python(closed)
-        participant = self._loaded()
-        files = [Path(path) for path in paths]
-        if body.change is not None:
-            return participant.close(body.closing, change_path=files[0])
-        return participant.close(body.closing, update_paths=files)
+        return self._loaded().close_with(body, [Path(path) for path in paths])
 
     def check(self, path: str, norm: float) -> str:
         """Why an update is not acceptable; empty if it is."""

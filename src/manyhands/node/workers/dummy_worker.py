@@ -59,10 +59,7 @@ class DummyWorker:
 
     def close(self, closed: dict[str, Any], paths: list[str]) -> str:
         body = _closed.validate_python(closed)
-        files = [Path(path) for path in paths]
-        if body.change is not None:
-            return self._loaded().close(body.closing, change_path=files[0])
-        return self._loaded().close(body.closing, update_paths=files)
+        return self._loaded().close_with(body, [Path(path) for path in paths])
 
     def check(self, path: str, norm: float) -> str:
         try:
