@@ -24,6 +24,7 @@ from typing import Any, Literal
 from manyhands.config import HOME_VARIABLE, home
 from manyhands.errors import ManyhandsError, ServerUnreachable, WorkerError
 from manyhands.identity import keys
+from manyhands.identity.keys import Identity
 from manyhands.node import operator
 from manyhands.node.view import RunView
 from manyhands.plan.resolve import dump_plan
@@ -39,6 +40,9 @@ STALL_S = 180.0
 """So long without a closed round, a new phase or a new incident, and the demo gives up."""
 MAX_TEXT_BYTES = 6_000_000
 LOST_AFTER_S = 8.0
+KEPT_ROUNDS = 3
+"""A killed client is waited for when so many rounds are left: one is open, one may open meanwhile, one is for it."""
+HOLD_REASON = "so short a run waits for the client that was killed"
 SAMPLE_TIMEOUT_S = 120.0
 
 
@@ -85,6 +89,7 @@ def demo_plan(options: DemoOptions) -> Plan:
     overrides = [
         f"rounds.total={options.rounds}",
         f"rounds.lost_after_s={LOST_AFTER_S}",
+        f"schedule.warmup_steps={min(30, 4 * options.rounds)}",
         f"membership.min_clients={max(1, options.clients - 1)}",
         f"task.text.max_bytes={MAX_TEXT_BYTES}",
         f"topology={options.topology}",
@@ -109,6 +114,7 @@ class Demo:
         self.memory = MemoryWatch()
         self.address = ""
         self.keys: dict[str, str] = {}  # name -> public key
+        self._held = False
         self._progress: tuple[object, ...] = ()
         self._progress_at = time.monotonic()
 
@@ -191,24 +197,21 @@ class Demo:
         return self.programs.start(name, arguments, {HOME_VARIABLE: str(home_of_client)})
 
     def kill_and_bring_back(self, name: str) -> Killed:
-        """SIGKILL after a third of the rounds; start again once it is missed; wait until it has been merged again."""
+        """SIGKILL after a third of the rounds; start again once it is lost; wait until it has been merged again."""
         key = self.keys[name]
         third = max(1, self.options.rounds // 3)
         view = self.watch(lambda view: view.closed_rounds >= third and _counted(view, key) > 0)
-        at_round = view.closed_rounds
+        at_round, known = view.closed_rounds, len(view.incidents)
         pid = self.programs.kill(name)
         self.screen.line(f"killed {name} (process {pid}) with SIGKILL after {at_round} rounds")
-        known = len(view.incidents)
-        self.watch(
-            lambda view: any(i.client == key and i.what.startswith("lost") for i in view.incidents[known:])
-        )
+        self.watch(lambda view: _happened(view, key, "lost", known), keep_rounds=True)
         new_pid = self.start_client(name)
         self.screen.line(f"started {name} again with the same key (process {new_pid})")
-
-        def merged_again(view: RunView) -> bool:
-            return rejoined_round(view, key, at_round) is not None
-
-        view = self.watch(lambda view: merged_again(view) or view.phase == "finished")
+        self.watch(lambda view: _happened(view, key, "rejoined", known), keep_rounds=True)
+        self.release()
+        view = self.watch(
+            lambda view: rejoined_round(view, key, at_round) is not None or view.phase == "finished"
+        )
         back = rejoined_round(view, key, at_round)
         if back is None:
             raise ManyhandsError(
@@ -217,8 +220,28 @@ class Demo:
         self.screen.line(f"{name} is back: merged again in round {back}")
         return Killed(name=name, key=key, pid=pid, new_pid=new_pid, at_round=at_round, rejoined_round=back)
 
-    def watch(self, until: Callable[[RunView], bool]) -> RunView:
-        """Poll and show the run until `until(view)`; raises when a program dies, the run fails, or nothing moves."""
+    def hold(self, view: RunView) -> None:
+        """Pause the run, as its operator may, when so few rounds are left that a client that is away would miss
+        them all."""
+        if self._held or view.phase != "training" or view.closed_rounds < view.total_rounds - KEPT_ROUNDS:
+            return
+        self._held = True
+        operator.pause(self.address, self.run_id, self._operator(), HOLD_REASON)
+        self.screen.line(f"the run is paused by its operator: {HOLD_REASON}")
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            operator.resume(self.address, self.run_id, self._operator())
+
+    def _operator(self) -> Identity:
+        return operator.load_key(self.directory / "server" / "keys" / "operator.key")
+
+    def watch(self, until: Callable[[RunView], bool], *, keep_rounds: bool = False) -> RunView:
+        """Poll and show the run until `until(view)`; raises when a program dies, the run fails, or nothing moves.
+
+        `keep_rounds`: pause the run before its last rounds (`hold`).
+        """
         self._progress_at = time.monotonic()
         while True:
             self.programs.check()
@@ -231,10 +254,15 @@ class Demo:
             self.screen.show(view)
             if until(view):
                 return view
-            if view.phase in ("failed", "paused"):
+            if view.phase == "failed" or (view.phase == "paused" and not self._paused_by_us(view)):
                 raise WorkerError(f"the run is {view.phase}: {view.reason}")
+            if keep_rounds:
+                self.hold(view)
             self._refuse_stall((view.phase, view.closed_rounds, len(view.incidents), len(view.evaluations)))
             time.sleep(POLL_S)
+
+    def _paused_by_us(self, view: RunView) -> bool:
+        return HOLD_REASON in view.reason
 
     def _refuse_stall(self, progress: tuple[object, ...]) -> None:
         if progress != self._progress:
@@ -290,6 +318,11 @@ def rejoined_round(view: RunView, key: str, killed_at: int) -> int | None:
         if merged and closed.round > killed_at and closed.closed_ms > back_ms[-1]:
             return closed.round
     return None
+
+
+def _happened(view: RunView, key: str, what: str, known: int) -> bool:
+    """Whether it happened to this client after the first `known` incidents."""
+    return any(i.client == key and i.what.startswith(what) for i in view.incidents[known:])
 
 
 def _counted(view: RunView, key: str) -> int:

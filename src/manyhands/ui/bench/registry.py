@@ -1,0 +1,105 @@
+"""All measurements by group. Targets are those of the project's issues; where one depends on the machine (a share of
+its memory-copy rate), the measurement itself gives it."""
+
+from __future__ import annotations
+
+from manyhands.ui.bench.harness import Measurement
+
+_CORE = "manyhands.ui.bench.core"
+_SWARM = "manyhands.ui.bench.swarm"
+_ENGINE = "manyhands.ui.bench.engine"
+
+GROUPS: dict[str, tuple[Measurement, ...]] = {
+    "core": (
+        Measurement(
+            name="help_start",
+            function=f"{_CORE}:help_start",
+            unit="s",
+            better="lower",
+            target=0.3,
+            what="manyhands --help, the whole process",
+        ),
+        Measurement(
+            name="fingerprint_rate",
+            function=f"{_CORE}:fingerprint_rate",
+            unit="GB/s",
+            better="higher",
+            target=1.0,
+            what="fingerprint of a 124M-parameter model, one thread",
+        ),
+        Measurement(
+            name="aggregate_rate",
+            function=f"{_CORE}:aggregate_rate",
+            unit="GB/s",
+            better="higher",
+            what="10 dense fp32 updates of 124M parameters checked and merged, input bytes",
+        ),
+        Measurement(
+            name="aggregate_rate_12m",
+            function=f"{_CORE}:aggregate_rate_12m",
+            unit="GB/s",
+            better="higher",
+            what="40 dense fp32 updates of 12M parameters checked and merged, input bytes",
+        ),
+        Measurement(
+            name="aggregate_peak",
+            function=f"{_CORE}:aggregate_peak",
+            unit="models",
+            better="lower",
+            target=2.5,
+            what="anonymous memory of the aggregator over a round of 10 updates of 124M parameters",
+        ),
+        Measurement(
+            name="aggregate_peak_12m",
+            function=f"{_CORE}:aggregate_peak_12m",
+            unit="models",
+            better="lower",
+            target=2.5,
+            what="the same over a round of 40 updates of 12M parameters",
+        ),
+    ),
+    "engine": (
+        Measurement(
+            name="train_rate",
+            function=f"{_ENGINE}:train_rate",
+            unit="tokens/s",
+            better="higher",
+            what="the demo's model trained on this machine alone, all cores",
+        ),
+    ),
+    "swarm": (
+        Measurement(
+            name="blob_up",
+            function=f"{_SWARM}:blob_up",
+            unit="MiB/s",
+            better="higher",
+            target=400.0,
+            what="a blob of 512 MiB to a server process over loopback HTTP, verified",
+        ),
+        Measurement(
+            name="blob_down",
+            function=f"{_SWARM}:blob_down",
+            unit="MiB/s",
+            better="higher",
+            target=400.0,
+            what="the same blob back, verified",
+        ),
+        Measurement(
+            name="round_overhead_10mb",
+            function=f"{_SWARM}:round_overhead_10mb",
+            unit="s",
+            better="lower",
+            target=0.5,
+            what="a round of two clients that train nothing, updates of 10 MB",
+        ),
+        Measurement(
+            name="round_overhead_128mb",
+            function=f"{_SWARM}:round_overhead_128mb",
+            unit="s",
+            better="lower",
+            target=2.5,
+            what="the same with updates of 128 MB",
+        ),
+    ),
+    "hosts": (),
+}
