@@ -179,7 +179,8 @@ class Merger:
 
 def _anonymous_zeros(size: int) -> F32:
     """Zeros in huge pages where the system has them: first touched in small pages, they cost more than a merge."""
-    memory = mmap.mmap(-1, max(1, size) * np.dtype(np.float32).itemsize)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, max(1, size) * np.dtype(np.float32).itemsize, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
