@@ -207,7 +207,10 @@ class Demo:
         self.watch(lambda view: _happened(view, key, "lost", known), keep_rounds=True)
         new_pid = self.start_client(name)
         self.screen.line(f"started {name} again with the same key (process {new_pid})")
-        self.watch(lambda view: _happened(view, key, "rejoined", known), keep_rounds=True)
+        self.watch(
+            lambda view: _happened(view, key, "rejoined", known) and _status(view, key) == "ready",
+            keep_rounds=True,
+        )
         self.release()
         view = self.watch(
             lambda view: rejoined_round(view, key, at_round) is not None or view.phase == "finished"
@@ -323,6 +326,10 @@ def rejoined_round(view: RunView, key: str, killed_at: int) -> int | None:
 def _happened(view: RunView, key: str, what: str, known: int) -> bool:
     """Whether it happened to this client after the first `known` incidents."""
     return any(i.client == key and i.what.startswith(what) for i in view.incidents[known:])
+
+
+def _status(view: RunView, key: str) -> str:
+    return next((client.status for client in view.clients if client.key == key), "")
 
 
 def _counted(view: RunView, key: str) -> int:

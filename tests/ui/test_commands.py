@@ -1,0 +1,220 @@
+"""The commands that need no running server, as processes."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from manyhands.ui.commands.client_train import NOT_YET
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+# ---------------------------------------------------------------------------------- identities
+def test_new_identity_then_show(manyhands: Run, tmp_path: Path) -> None:
+    made = manyhands("client", "new-identity", "--identity-secret-key-path", "keys/me.key")
+    key = tmp_path / "keys" / "me.key"
+    assert made.returncode == 0
+    assert re.fullmatch(r"[0-9a-f]{64}\n", made.stdout)
+    assert key.stat().st_size == 32
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert key.read_bytes().hex() not in made.stdout
+    shown = manyhands("client", "show-identity", "--identity-secret-key-path", "keys/me.key")
+    assert shown.stdout == made.stdout
+
+
+def test_new_identity_never_overwrites(manyhands: Run, tmp_path: Path) -> None:
+    (tmp_path / "me.key").write_bytes(b"precious")
+    done = manyhands("client", "new-identity", "--identity-secret-key-path", "me.key")
+    assert done.returncode == 5
+    assert (tmp_path / "me.key").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(("size", "mode", "words"), [(31, 0o600, "32"), (32, 0o644, "chmod 600")])
+def test_bad_key_files(manyhands: Run, tmp_path: Path, size: int, mode: int, words: str) -> None:
+    key = tmp_path / "bad.key"
+    key.write_bytes(b"x" * size)
+    key.chmod(mode)
+    done = manyhands("client", "show-identity", "--identity-secret-key-path", "bad.key")
+    assert done.returncode == 5
+    assert words in done.stderr
+
+
+# --------------------------------------------------------------------------------------- plans
+def test_validate_prints_every_setting(manyhands: Run, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("name: mine\npreset: diloco\ntask: {name: dummy}\n")
+    done = manyhands("server", "validate", "--plan", "plan.yaml", "rounds.total=7")
+    assert done.returncode == 0, done.stderr
+    assert "Plan 'mine'" in done.stdout
+    assert re.search(r"^\* rounds\.total +7 ", done.stdout, re.MULTILINE)
+    assert "plan hash" in done.stdout
+
+
+def test_validate_as_json(manyhands: Run) -> None:
+    done = manyhands("server", "validate", "--plan", "demo", "--format", "json")
+    settings = {row["path"]: row for row in json.loads(done.stdout)}
+    assert settings["topology"]["value"] == "star"
+    assert settings["preset"] == {
+        "path": "preset",
+        "value": "diloco",
+        "default": None,
+        "changed": True,
+        "meaning": settings["preset"]["meaning"],
+    }
+    assert settings["preset"]["meaning"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "overrides", "words"),
+    [
+        ("name: x\nlocl: {steps: 3}\n", [], "Did you mean 'local'?"),
+        ("name: x\n", ["local.step=3"], "Did you mean 'steps'?"),
+        ("name: x\n", ["local.steps=many"], "local.steps"),
+        ("name: [\n", [], "plan.yaml"),
+    ],
+)
+def test_bad_plans(manyhands: Run, tmp_path: Path, plan: str, overrides: list[str], words: str) -> None:
+    (tmp_path / "plan.yaml").write_text(plan)
+    done = manyhands("server", "validate", "--plan", "plan.yaml", *overrides)
+    assert done.returncode == 3, done.stderr
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_missing_plan_file(manyhands: Run) -> None:
+    done = manyhands("server", "run", "--plan", "nowhere/plan.yaml")
+    assert done.returncode == 3
+    assert "nowhere/plan.yaml" in done.stderr
+
+
+def test_config_show_is_a_plan_file(manyhands: Run, tmp_path: Path) -> None:
+    shown = manyhands("config", "show", "--plan", "mesh", "rounds.total=9")
+    (tmp_path / "again.yaml").write_text(shown.stdout)
+    again = manyhands("config", "show", "--plan", "again.yaml", "--format", "json")
+    plan = json.loads(again.stdout)
+    assert plan["topology"] == "mesh"
+    assert plan["rounds"]["total"] == 9
+
+
+# ------------------------------------------------------------------------------- client train
+REQUIRED = ["client", "train", "--run-id", "r", "--server-addr", "127.0.0.1:1"]
+
+
+@pytest.mark.parametrize("name", sorted(NOT_YET))
+def test_what_is_not_available_is_refused_by_name(manyhands: Run, name: str) -> None:
+    option = "--" + name.replace("_", "-")
+    done = manyhands(*REQUIRED, option, "2")
+    assert done.returncode == 2
+    assert f"{option} 2 is not available yet: " in done.stderr
+
+
+def test_every_flag_of_psyche_is_known(manyhands: Run) -> None:
+    flags = (
+        "server-addr run-id identity-secret-key-path bind-p2p-port bind-p2p-interface tui logs data-parallelism "
+        "tensor-parallelism micro-batch-size write-gradients-dir eval-tasks eval-fewshots eval-seed "
+        "eval-test-max-docs checkpoint-dir hub-repo keep-steps write-log optim-stats-steps grad-accum-in-fp32 "
+        "dummy-training-delay-secs wandb-project wandb-run wandb-group wandb-entity"
+    ).split()
+    # click breaks words at hyphens where lines end
+    text = re.sub(r"-\s+(?=[a-z])", "-", manyhands("client", "train", "--help").stdout)
+    assert [flag for flag in flags if f"--{flag}" not in text] == []
+
+
+def test_join_is_client_train(manyhands: Run) -> None:
+    text = manyhands("client", "train", "--help").stdout.replace("manyhands client train", "manyhands join")
+    assert manyhands("join", "--help").stdout == text
+
+
+def test_one_device_each_is_accepted(manyhands: Run) -> None:
+    done = manyhands(*REQUIRED, "--tensor-parallelism", "1", "--data-parallelism", "1")
+    assert done.returncode == 6  # and then there is no server
+
+
+def test_logs_and_tui_that_contradict(manyhands: Run) -> None:
+    done = manyhands(*REQUIRED, "--tui", "--logs", "json")
+    assert done.returncode == 2
+    assert "contradict" in done.stderr
+
+
+def test_no_server(manyhands: Run) -> None:
+    done = manyhands(*REQUIRED)
+    assert done.returncode == 6
+    assert "127.0.0.1:1" in done.stderr
+
+
+# -------------------------------------------------------------------------------------- server
+def test_a_port_in_use(manyhands: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = manyhands("server", "run", "--plan", "dummy", "--port", port)
+    assert done.returncode == 6
+    assert port in done.stderr
+    assert "--port" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["pause"], ["resume"], ["kick", "--client", "ab"]])
+def test_orders_need_the_operators_key(manyhands: Run, words: list[str]) -> None:
+    done = manyhands("server", *words, "--server-addr", "127.0.0.1:1", "--run-id", "r")
+    assert done.returncode == 5
+    assert "operator" in done.stderr
+
+
+def test_status_without_a_server(manyhands: Run) -> None:
+    assert manyhands("server", "status", "--server-addr", "127.0.0.1:1").returncode == 6
+
+
+def test_backup_and_ledger_without_a_database(manyhands: Run) -> None:
+    for words in (["server", "backup", "--to", "copy.db"], ["ledger", "r"]):
+        done = manyhands(*words)
+        assert done.returncode == 9
+        assert "manyhands.db" in done.stderr
+
+
+# --------------------------------------------------------------------------------------- train
+@pytest.mark.parametrize(
+    "words", [["--host", "a"], ["--devices", "0,1"], ["--shards", "d"], ["--tpg-dir", "d"]]
+)
+def test_train_refuses_what_it_cannot_do_yet(manyhands: Run, words: list[str]) -> None:
+    done = manyhands("train", *words)
+    assert done.returncode == 2
+    assert f"{words[0]} {words[1]} is not available yet" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["rank=0", "world_size=4", "processes=4"])
+def test_train_refuses_several_processes_by_name(manyhands: Run, word: str) -> None:
+    done = manyhands("train", word)
+    assert done.returncode == 2
+    assert f"{word} is not available yet" in done.stderr
+
+
+@pytest.mark.slow
+def test_train_then_resume_and_list(manyhands: Run, tmp_path: Path) -> None:
+    """A tiny model on one file, its checkpoint, an exact end, and the listing of runs."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    small = [
+        "name=tiny",
+        "task.text.path=text.txt",
+        "task.tokenizer.kind=byte",
+        "task.model={n_layer: 1, n_head: 2, n_embd: 16}",
+        "task.block_size=16",
+        "rounds.total=2",
+        "local.steps=3",
+        "local.batch_size=2",
+        "evaluation.max_batches=2",
+    ]
+    done = manyhands("train", *small, "--directory", "out", "--logs", "json", timeout=120)
+    assert done.returncode == 0, done.stderr
+    kinds = [json.loads(line)["kind"] for line in done.stdout.splitlines()]
+    assert kinds[-1] == "finished"
+    assert (tmp_path / "out" / "plan.yaml").exists()
+    # Resuming a finished training needs no plan again, and ends where it was.
+    again = manyhands("train", "--resume", "out", "--logs", "console", timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "in 6 steps" in again.stdout
