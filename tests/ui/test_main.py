@@ -29,7 +29,7 @@ def test_help_names_every_command(manyhands: Run) -> None:
     assert manyhands().stdout == done.stdout == manyhands("help").stdout
 
 
-def test_help_is_fast_and_loads_nothing_heavy(tmp_path: Path) -> None:
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
     """The whole process in under 0.3 s (the median: other work runs on this machine), without heavy modules."""
     command = [str(Path(sys.executable).with_name("manyhands")), "--help"]
     times = []

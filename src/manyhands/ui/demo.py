@@ -203,7 +203,7 @@ class Demo:
         view = self.watch(lambda view: view.closed_rounds >= third and _counted(view, key) > 0)
         at_round, known = view.closed_rounds, len(view.incidents)
         pid = self.programs.kill(name)
-        self.screen.line(f"killed {name} (process {pid}) with SIGKILL after {at_round} rounds")
+        self.screen.line(f"killed {name} (process {pid}) with SIGKILL in round {at_round}")
         self.watch(lambda view: _happened(view, key, "lost", known), keep_rounds=True)
         new_pid = self.start_client(name)
         self.screen.line(f"started {name} again with the same key (process {new_pid})")

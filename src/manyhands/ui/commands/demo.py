@@ -80,7 +80,7 @@ def demo(
             result = run.run()
             summary = run.write_summary(result)
             screen.close()
-            _report(run, result)
+            _report(run, result, keep)
             if keep:
                 click.echo(f"\nThe dashboard stays at http://{result.address}/ until Ctrl-C.")
             click.echo(str(summary))
@@ -99,7 +99,7 @@ def _wait_for_interrupt() -> None:
         click.echo("ending server and clients", err=True)
 
 
-def _report(run: Demo, result: DemoResult) -> None:
+def _report(run: Demo, result: DemoResult, keep: bool) -> None:
     from manyhands.ui.ledger_view import print_account_of
     from manyhands.ui.terminal import human_bytes, human_seconds, printable
 
@@ -113,11 +113,12 @@ def _report(run: Demo, result: DemoResult) -> None:
     )
     click.echo(f"{result.view.closed_rounds} rounds, {run.options.clients} clients, {took}")
     killed = result.killed
-    click.echo(f"\nThe ledger's account of {killed.name}, killed after {killed.at_round} rounds:")
+    click.echo(f"\nThe ledger's account of {killed.name}, killed in round {killed.at_round}:")
     print_account_of(killed.key, result.account, result.view)
     click.echo("\nA sample of its text, after 'def ':")
     click.echo("\n".join("  | " + printable(line) for line in result.sample.splitlines()))
     click.echo(f"\nLoss curve  {result.plot}")
     click.echo(f"Checkpoint  {result.checkpoint}")
-    click.echo(f"Dashboard   http://{result.address}/runs/{run.run_id}")
+    ended = "" if keep else "  (ends with the demo; --keep leaves it running)"
+    click.echo(f"Dashboard   http://{result.address}/runs/{run.run_id}{ended}")
     click.echo(f"Ledger      manyhands ledger {run.run_id} --data-dir {run.directory / 'server' / 'server'}")
