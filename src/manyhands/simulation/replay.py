@@ -1,4 +1,4 @@
-"""`simulate(plan, ledger=...)`: a networked run again, from its record, to the same bits.
+"""`simulate(ledger=...)`: a networked run again, from its record, to the same bits.
 
 All work that was sent is done anew, each from the local state that its client named as its start, with the seed of
 its assignment and the threads that were claimed; the recorded closings merge it. Equal fingerprints after every
@@ -9,20 +9,26 @@ repeatable on the same kind of machine; the path from updates to public is exact
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from manyhands.coordination.ledger import RecordedRound, RecordedWork
-from manyhands.errors import ManyhandsError
+from manyhands.errors import ManyhandsError, UpdateError, WorkerError
 from manyhands.simulation.recorded import RecordedRun
 from manyhands.simulation.stage import Stage
 from manyhands.updates import functions
 from manyhands.updates.aggregation import Aggregation
-from manyhands.updates.participant import Participant
 from manyhands.updates.types import Local
+
+FRESH = "fresh"
+
+
+class RecordGap(ManyhandsError):
+    """The record lacks something without which a round cannot be done again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +44,7 @@ class ReplayedRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """`equal`: every round's fingerprint is the recorded one."""
+    """`equal`: every round's fingerprint is the recorded one, and there is a round."""
 
     rounds: tuple[ReplayedRound, ...]
 
@@ -52,101 +58,146 @@ class Replayed:
 
 
 def replay(
-    run: RecordedRun, *, device: str = "cpu", on_round: Callable[[ReplayedRound], None] = lambda _: None
+    run: RecordedRun,
+    *,
+    device: str = "cpu",
+    allowed_tasks: Sequence[str] = (),
+    on_round: Callable[[ReplayedRound], None] | None = None,
 ) -> Replayed:
     """Do all recorded work again and compare fingerprints. Raises ManyhandsError where the record has gaps."""
     threads = torch.get_num_threads()
     try:
-        with tempfile.TemporaryDirectory(prefix="manyhands-replay-") as scratch:
-            stage = Stage.open(run, Path(scratch) / "materials", device=device)
-            return _Replay(run, stage, Path(scratch), on_round).all_rounds()
+        with tempfile.TemporaryDirectory(prefix="manyhands-replay-") as directory:
+            scratch = Path(directory)
+            stage = Stage.open(run, scratch / "materials", device=device, allowed_tasks=allowed_tasks)
+            replaying = _Replay(run, stage, scratch)
+            done = []
+            for recorded in run.rounds:
+                done.append(replaying.round(recorded))
+                if on_round is not None:
+                    on_round(done[-1])
+            return Replayed(rounds=tuple(done))
     finally:
         torch.set_num_threads(threads)
 
 
-@dataclass(eq=False, slots=True)
-class _Replay:
-    """One participant does everybody's work in turn; `locals` holds each client's states by what made them."""
+class _LocalStates:
+    """Every client's local states by the assignment that made them, as long as the record still needs them.
 
-    run: RecordedRun
-    stage: Stage
-    scratch: Path
-    on_round: Callable[[ReplayedRound], None]
-    participant: Participant = field(init=False)
-    aggregation: Aggregation | None = None
-    locals: dict[str, dict[str, Local]] = field(default_factory=dict)
+    Needed is a state from which recorded work starts later; and the latest one of each client, since work that was
+    never sent does not say from what it started.
+    """
 
-    def all_rounds(self) -> Replayed:
-        self.participant = self.stage.participant(self.run.first_snapshot)
-        if self.stage.plan.topology == "star":
-            place = self.scratch / "aggregator"
-            self.aggregation = Aggregation(
-                self.stage.plan, self.stage.parameters, place, self.run.first_snapshot
+    def __init__(self, rounds: Sequence[RecordedRound]) -> None:
+        works = [work for recorded in rounds for work in recorded.works]
+        self._starts = Counter(work.claims.start for work in works if work.claims is not None)
+        self._states: dict[str, dict[str, Local]] = {}
+
+    def wanted(self, assignment: str) -> bool:
+        """Whether somebody goes on from the state that this assignment made."""
+        return self._starts[assignment] > 0
+
+    def before(self, work: RecordedWork) -> Local:
+        """The state from which this work started."""
+        states = self._states.setdefault(work.assignment.client, {})
+        if work.claims is None:
+            return states[next(reversed(states))] if states else Local()
+        start = work.claims.start
+        self._starts[start] -= 1
+        if start == FRESH:
+            return Local()
+        if start not in states:
+            raise RecordGap(
+                f"assignment {work.assignment.id} started from local state '{start}', which the record does not make"
             )
-        started_from = {w.claims.start for r in self.run.rounds for w in r.works if w.claims is not None}
-        done = []
-        for recorded in self.run.rounds:
-            done.append(self._round(recorded, started_from))
-            self.on_round(done[-1])
-        return Replayed(rounds=tuple(done))
+        return states[start]
 
-    def _round(self, recorded: RecordedRound, started_from: set[str]) -> ReplayedRound:
+    def add(self, work: RecordedWork, made: Local) -> None:
+        states = self._states[work.assignment.client]
+        states[work.assignment.id] = made
+        for name in list(states)[:-1]:
+            if not self.wanted(name):
+                del states[name]
+
+    def settle(self, adopt: Callable[[Local], Local]) -> None:
+        """A round has closed."""
+        for states in self._states.values():
+            for name, local in states.items():
+                states[name] = adopt(local)
+
+
+class _Replay:
+    """One participant does everybody's work in turn, and applies the closings."""
+
+    def __init__(self, run: RecordedRun, stage: Stage, scratch: Path) -> None:
+        self._stage, self._scratch = stage, scratch
+        self._participant = stage.participant(run.first_snapshot)
+        self._locals = _LocalStates(run.rounds)
+        self._aggregation: Aggregation | None = None
+        if stage.plan.topology == "star":
+            place = scratch / "aggregator"
+            self._aggregation = Aggregation(stage.plan, stage.parameters, place, run.first_snapshot)
+
+    def round(self, recorded: RecordedRound) -> ReplayedRound:
         paths: dict[str, Path] = {}
         for work in recorded.works:
-            # Work that was never sent matters where its client has gone on from it.
-            if work.claims is not None or work.assignment.id in started_from:
-                paths[work.assignment.id] = self._work(work, recorded)
+            if work.claims is not None or self._locals.wanted(work.assignment.id):
+                self._work(work, recorded, paths)
+        closing = recorded.closing
+        missing = [c.assignment for c in closing.counted if c.assignment not in paths]
+        if missing:
+            raise RecordGap(f"round {closing.round} counted {missing[0]}, of which nothing is recorded")
         fingerprint = self._close(recorded, paths)
         for path in paths.values():
             path.unlink()
-        return ReplayedRound(
-            round=recorded.closing.round, recorded=recorded.fingerprint, replayed=fingerprint
-        )
+        return ReplayedRound(round=closing.round, recorded=recorded.fingerprint, replayed=fingerprint)
 
-    def _work(self, work: RecordedWork, recorded: RecordedRound) -> Path:
+    def _work(self, work: RecordedWork, recorded: RecordedRound, paths: dict[str, Path]) -> None:
+        """Into `paths`; unless it fails without having counted: what a client said of that may be made up."""
         assignment = work.assignment
-        states = self.locals.setdefault(assignment.client, {})
-        start = work.claims.start if work.claims is not None else next(reversed(states), "fresh")
-        if start != "fresh" and start not in states:
-            raise ManyhandsError(
-                f"assignment {assignment.id} started from local state '{start}', which the record does not make"
-            )
+        path = self._scratch / f"{assignment.id}.safetensors"
         if work.claims is not None and work.claims.threads:
             torch.set_num_threads(work.claims.threads)
-        self.participant.local = states.get(start, Local())
-        path = self.scratch / f"{assignment.id}.safetensors"
-        self.participant.work(assignment, recorded.terms, path)
-        states[assignment.id] = self.participant.local
-        kept = self.stage.plan.rounds.save_local_every + 2
-        for old in list(states)[:-kept]:
-            del states[old]
-        return path
+        try:
+            self._participant.local = self._locals.before(work)
+            self._participant.work(assignment, recorded.terms, path)
+        except (UpdateError, WorkerError, RecordGap):
+            if work.counted:
+                raise
+            return
+        self._locals.add(work, self._participant.local)
+        paths[assignment.id] = path
 
     def _close(self, recorded: RecordedRound, paths: dict[str, Path]) -> str:
         closing = recorded.closing
         updates = [paths[counted.assignment] for counted in closing.counted]
-        self.participant.local = Local()
-        if self.aggregation is None or not closing.counted:
-            fingerprint = self.participant.close(closing, update_paths=updates)
+        self._participant.local = Local()
+        if self._aggregation is None or not closing.counted:
+            fingerprint = self._participant.close(closing, update_paths=updates)
         else:
-            works = {work.assignment.id: work for work in recorded.works}
-            for counted, path in zip(closing.counted, updates, strict=True):
-                claims = works[counted.assignment].claims
-                self.aggregation.merge(
-                    counted.assignment,
-                    path,
-                    round_number=closing.round,
-                    weight=counted.weight,
-                    norm=claims.norm if claims is not None else None,
-                    factor=counted.factor,
-                )
-            change = self.scratch / f"change-{closing.round}.safetensors"
-            self.aggregation.advance(closing, change)
-            fingerprint = self.participant.close(closing, change_path=change)
+            change = self._advance(recorded, updates)
+            fingerprint = self._participant.close(closing, change_path=change)
             change.unlink()
-        for states in self.locals.values():
-            for after, local in states.items():
-                states[after] = functions.adopt(
-                    self.participant.public, local, closing, plan=self.stage.plan
-                )
+        public, plan = self._participant.public, self._stage.plan
+        self._locals.settle(lambda local: functions.adopt(public, local, closing, plan=plan))
         return fingerprint
+
+    def _advance(self, recorded: RecordedRound, updates: Sequence[Path]) -> Path:
+        """As the aggregator did; the file of the change."""
+        assert self._aggregation is not None
+        closing = recorded.closing
+        self._aggregation.move_on(closing.round)
+        claims = {work.assignment.id: work.claims for work in recorded.works}
+        for counted, path in zip(closing.counted, updates, strict=True):
+            claimed = claims[counted.assignment]
+            self._aggregation.merge(
+                counted.assignment,
+                path,
+                round_number=closing.round,
+                weight=counted.weight,
+                norm=None if claimed is None else claimed.norm,
+                factor=counted.factor,
+            )
+        change = self._scratch / f"change-{closing.round}.safetensors"
+        self._aggregation.advance(closing, change)
+        return change

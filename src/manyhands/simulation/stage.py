@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyhands.coordination.types import Closed
 from manyhands.engine.device import choose_device
 from manyhands.engine.evaluation import EvaluationResult, evaluate
 from manyhands.engine.trainer import EngineTrainer, load_weights
 from manyhands.errors import PlanError
-from manyhands.plan.compatibility import check
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.simulation.recorded import RecordedRun
@@ -37,13 +35,14 @@ class Stage:
     first_fingerprint: str
 
     @classmethod
-    def prepare(cls, plan: Plan, directory: Path, *, device: str, allowed: Sequence[str] = ()) -> Stage:
-        """Make the materials in `directory`."""
-        check(plan)
+    def prepare(
+        cls, plan: Plan, directory: Path, *, device: str = "cpu", allowed_tasks: Sequence[str] = ()
+    ) -> Stage:
+        """Make the materials and the first snapshot in `directory`. Raises DataError, PlanError."""
         if plan.task.name == "dummy":
             raise PlanError("task.name is 'dummy', which has no model: there is nothing to simulate")
         directory.mkdir(parents=True, exist_ok=True)
-        family = family_of(plan, allowed=allowed)
+        family = family_of(plan, allowed=allowed_tasks)
         made = family.prepare(plan, directory)
         first = directory / "first-snapshot.safetensors"
         fingerprint = save_public(first_public(plan, made.parameters, made.first_weights), first)
@@ -59,10 +58,17 @@ class Stage:
         )
 
     @classmethod
-    def open(cls, run: RecordedRun, directory: Path, *, device: str) -> Stage:
+    def open(
+        cls, run: RecordedRun, directory: Path, *, device: str = "cpu", allowed_tasks: Sequence[str] = ()
+    ) -> Stage:
         """From the record of a served run; its materials are laid out in `directory`."""
         descriptor = run.descriptor
-        task = family_of(descriptor.plan).open(descriptor.plan, run.lay_out(directory))
+        if descriptor.plan.task.name == "dummy":
+            raise PlanError(
+                f"run '{descriptor.run_id}' has the task 'dummy', which has no model: there is nothing to replay"
+            )
+        family = family_of(descriptor.plan, allowed=allowed_tasks)
+        task = family.open(descriptor.plan, run.lay_out(directory))
         return cls(
             plan=descriptor.plan,
             parameters=descriptor.parameters,
@@ -73,14 +79,15 @@ class Stage:
             first_fingerprint=descriptor.first_fingerprint,
         )
 
-    def participant(self, snapshot: Path) -> Participant:
-        """A new one, whose public is a snapshot; its local state is fresh."""
+    def participant(self, snapshot: Path, round_number: int = 0) -> Participant:
+        """A new one, whose public is a snapshot taken after so many closings; its local state is fresh."""
         device = str(self.trainer.device)
         made = Participant(self.plan, self.parameters, self.trainer, load_public(snapshot), device=device)
-        made.load_public(snapshot, 0)
+        made.load_public(snapshot, round_number)
         return made
 
     def evaluate(self, snapshot: Path) -> EvaluationResult:
+        """The validation loss of a snapshot."""
         load_weights(self.trainer.model, load_public(snapshot).weights)
         return evaluate(
             self.task,
@@ -89,10 +96,3 @@ class Stage:
             self.plan.local.batch_size,
             device=self.trainer.device,
         )
-
-
-def close(participant: Participant, closed: Closed, paths: Sequence[Path]) -> str:
-    """Apply a closing, from its change (star) or the counted updates (mesh); the fingerprint afterwards."""
-    if closed.change is not None:
-        return participant.close(closed.closing, change_path=paths[0])
-    return participant.close(closed.closing, update_paths=paths)
