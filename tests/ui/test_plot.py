@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 
 from manyhands.node.view import RunView
-from manyhands.ui.plot import LossPoints, loss_curve, points_of
+from manyhands.ui.plot import LossPoints, loss_curve, points_of, with_gaps
 
 KEY = "a1" * 32
 
@@ -62,3 +62,9 @@ def test_a_run_without_rounds_has_a_picture_too(tmp_path: Path) -> None:
     empty = LossPoints(title="r", unit="", training=[], validation=[], clients={})
     loss_curve(empty, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_no_line_over_rounds_that_a_client_missed() -> None:
+    curve = with_gaps([(0, 5.0), (1, 4.0), (4, 3.0)])
+    assert [x for x, _ in curve] == [0, 1, 3, 4]
+    assert [y == y for _, y in curve] == [True, True, False, True]

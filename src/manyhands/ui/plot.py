@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def loss_curve(points: LossPoints, path: Path) -> None:
         figure.patch.set_facecolor("white")
         for at, (name, curve) in enumerate(points.clients.items()):
             color = _CLIENTS[at % len(_CLIENTS)]
-            axes.plot(*_columns(curve), color=color, lw=1.1, alpha=0.5, label=_plain(name))
+            axes.plot(*_columns(with_gaps(curve)), color=color, lw=1.1, alpha=0.5, label=_plain(name))
         axes.plot(*_columns(points.training), color=_ACCENT, lw=2.6, label="training, mean of clients")
         axes.plot(*_columns(points.validation), color=_INK, lw=1, ls=(0, (2, 3)), alpha=0.6)
         axes.plot(
@@ -72,8 +73,12 @@ def loss_curve(points: LossPoints, path: Path) -> None:
             label="validation",
             clip_on=False,
         )
-        for x, y in [*points.validation[:1], *points.validation[1:][-1:]]:
-            axes.annotate(f"{y:.3f}", (x, y), (0, 11), textcoords="offset points", ha="center", weight="bold")
+        ends = {0: ((11, 3), "left"), len(points.validation) - 1: ((0, 11), "center")}
+        for at, (offset, side) in ends.items() if points.validation else ():
+            x, y = points.validation[at]
+            axes.annotate(
+                f"{y:.3f}", (x, y), offset, textcoords="offset points", ha=side, weight="bold", color=_INK
+            )
         for x, name in points.lost:
             axes.axvline(x, color=_BAD, lw=1, ls=(0, (1, 3)))
             axes.annotate(
@@ -110,6 +115,16 @@ def _style(axes: object, points: LossPoints) -> None:
     axes.spines["bottom"].set_color(_LINE)
     axes.margins(x=0.02, y=0.1)
     axes.legend(frameon=False, fontsize=9, labelcolor=_SOFT, loc="upper right")
+
+
+def with_gaps(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The curve with NaN between rounds that do not follow each other: a line is not drawn over what is missing."""
+    points: list[tuple[int, float]] = []
+    for x, y in curve:
+        if points and x > points[-1][0] + 1:
+            points.append((x - 1, math.nan))
+        points.append((x, y))
+    return points
 
 
 def _columns(curve: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
