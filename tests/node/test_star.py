@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
-
-PLAN = {"rounds.total": 3}
 
 
 def test_two_clients_finish_and_the_ledger_says_who_did_what(
@@ -61,27 +60,19 @@ def _updates_there(house: Any, rounds: list[dict[str, Any]]) -> list[int]:
 
 
 def test_a_client_that_joins_in_the_middle_works_from_the_next_round(
-    house: Any, dummy_plan: dict[str, Any]
+    house: Any, dummy_plan: dict[str, Any], until: Callable[..., Any]
 ) -> None:
-    house.plan(dummy_plan, {"rounds.total": 200, "task.delay_s": 0.2})
+    house.plan(dummy_plan, {"rounds.total": 200, "task.delay_s": 1.0})
     house.server()
     house.client("ann"), house.client("ben")
-    house.until_closed(2)
+    house.until_closed(1)
     late = house.client("cleo")
-    joined = _wait_for(lambda: house.member(late).get("status") == "ready" and house.closed())
-    _wait_for(lambda: house.member(late).get("counted", 0) >= 2)
+    joined = until(lambda: house.member(late).get("status") == "ready" and house.closed(), "cleo to be ready")
+    until(lambda: house.member(late).get("counted", 0) >= 2, "cleo's contributions")
     first = house.counted(late)[0]
-    assert 2 <= first <= joined + 1
+    assert 1 <= first <= joined + 1
     assert first + 1 in house.counted(late)
     assert late.said("catching_up")
-
-
-def _wait_for(ready: Callable[[], Any], within_s: float = 90) -> Any:
-    end = time.monotonic() + within_s
-    while not (answer := ready()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return answer
 
 
 def test_sigint_lets_a_client_say_good_bye(
@@ -161,8 +152,6 @@ def test_the_server_ends_and_starts_again_while_clients_wait(
 
 def test_a_server_that_is_watched_ends_without_complaint(house: Any, dummy_plan: dict[str, Any]) -> None:
     """A page that follows the run holds a connection open; the end does not wait for it."""
-    import urllib.request
-
     house.plan(dummy_plan)
     server = house.server()
     with urllib.request.urlopen(f"http://{house.address}/api/runs/run/changes", timeout=10) as changes:
@@ -172,10 +161,12 @@ def test_a_server_that_is_watched_ends_without_complaint(house: Any, dummy_plan:
     assert "ERROR" not in server.text()
 
 
-def test_the_server_ends_while_it_prepares(house: Any, tiny_gpt: dict[str, Any]) -> None:
+def test_the_server_ends_while_it_prepares(
+    house: Any, tiny_gpt: dict[str, Any], until: Callable[..., Any]
+) -> None:
     house.plan(tiny_gpt, {"task.text.max_bytes": 20_000_000, "task.tokenizer.kind": "bpe"})
     server = house.server(wait=False)
-    _wait_for(lambda: server.worker("prepare"))
+    until(lambda: server.worker("prepare"), "the preparation")
     server.send(signal.SIGTERM)
-    assert server.ended(10) in (0, 130)
+    assert server.ended(10) == 0
     assert not list((house.server_home / "runs").glob("*")), "a half-made run was left"

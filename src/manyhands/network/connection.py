@@ -3,6 +3,7 @@
 The connection comes back by itself: after a cut it signs in again as the same boot, goes on after the last delivery
 handled, and repeats the intents that were not acknowledged. It gives up only when the server refuses for good.
 Whoever uses it sees one stream of deliveries and an `ask` that returns when the server has made an intent durable.
+A client that starts over is another boot: what the old one had asked for or was told is not the new one's.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Connection:
     patient: bool = False  # True: wait for a server that is not there yet
     plan_hash: str | None = None
     has_round: int | None = None
+    finished: str = ""  # what the server said of a run that was finished before we came
     _headers: dict[str, str] = field(default_factory=dict)
     _seen: tuple[int, int] | None = None
     _socket: aiohttp.ClientWebSocketResponse | None = None
@@ -101,7 +103,7 @@ class Connection:
     async def ask(self, body: IntentBody) -> None:
         """Send an intent; returns when it is durable at the server, over as many connections as it takes.
 
-        Raises Refused when the server refuses it for good.
+        Raises Refused when the server refuses it for good, or when this client starts over meanwhile.
         """
         intent = Intent(id=f"{self.boot[:8]}-{next(self._numbers)}", body=body)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -116,10 +118,19 @@ class Connection:
         await self._connected.wait()
 
     async def start_over(self, has_round: int | None) -> None:
-        """Sign in as a new boot that holds public at `has_round` (None: nothing), so that a CatchUp follows."""
+        """Sign in as a new boot that holds public at `has_round` (None: nothing), so that a CatchUp follows.
+
+        From the call on nothing of the old boot is delivered or repeated: its work was given back.
+        """
         self.boot = secrets.token_hex(16)
         self.has_round = has_round
         self._seen = None
+        for _, future in self._waiting.values():
+            if not future.done():
+                future.set_exception(
+                    Refused("this client starts over: the session it was asked in has ended")
+                )
+        self._waiting.clear()
         if self._socket is not None:
             await self._socket.close()
 
@@ -130,60 +141,69 @@ class Connection:
             await self._http.close()
 
     async def deliveries(self) -> AsyncIterator[Deliver]:
-        """All deliveries, over all reconnects. Raises Refused, or ServerUnreachable if the first contact fails."""
+        """All deliveries, over all reconnects; ends when the run is finished already (`finished` says so then).
+
+        Raises Refused, ProtocolError, or ServerUnreachable if the first contact fails.
+        """
         wait_s = FIRST_WAIT_S
-        while True:
+        while not self.finished:
+            boot, state = self.boot, "disconnected"
             try:
                 async for delivery in self._one_connection():
-                    wait_s = FIRST_WAIT_S
                     yield delivery
-                why = "the server closed the connection"
+                why = "the server closed the connection" if boot == self.boot else "signing in anew"
+            except _Finished as finished:
+                self.finished = str(finished)
+                return
             except _Later as later:
-                why, wait_s = str(later), max(wait_s, later.wait_s)
-            except (aiohttp.ClientError, TimeoutError, ConnectionError, OSError) as error:
+                state, why, wait_s = "waiting", str(later), max(wait_s, later.wait_s)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 why = str(error) or type(error).__name__
                 if self.welcome is None and not self.patient:
                     raise ServerUnreachable(
                         f"no manyhands server answers at {self.terms.address}: {why}. "
                         "Is it running there (`manyhands server status --server-addr HOST:PORT`)?"
                     ) from None
-            self._disconnected(why, wait_s)
+            if self._connected.is_set():
+                wait_s = FIRST_WAIT_S  # it was there: a server that starts again is soon back
+                self._connected.clear()
+            self._socket = None
+            self.on_state(
+                state, f"no session with {self.terms.address}: {why}; trying again in {wait_s:.1f} s"
+            )
             await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))
             wait_s = min(LONGEST_WAIT_S, wait_s * 1.7)
 
-    def _disconnected(self, why: str, wait_s: float) -> None:
-        self._connected.clear()
-        self._socket = None
-        self.on_state(
-            "disconnected", f"no connection to {self.terms.address}: {why}; trying again in {wait_s:.1f} s"
-        )
-
     async def _one_connection(self) -> AsyncIterator[Deliver]:
-        url = f"{self.base_url}/connect"
+        boot, url = self.boot, f"{self.base_url}/connect"
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             socket = await self.http.ws_connect(
                 url, max_msg_size=messages.MAX_DELIVERY_BYTES, heartbeat=SILENCE_S / 2, compress=0
             )
         async with socket:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                self.welcome = await self._sign_in(socket)
-            if not self.welcome.resumed:
+                welcome = await self._sign_in(socket)
+            if boot != self.boot:
+                return  # started over during the sign-in
+            self.welcome = welcome
+            if not welcome.resumed:
                 self._seen = None
             self._socket = socket
             self._connected.set()
             self.on_state("connected", f"connected to {self.terms.address}")
-            beating = asyncio.create_task(self._beat(socket, self.welcome.heartbeat_s))
+            beating = asyncio.create_task(self._beat(socket, welcome.heartbeat_s))
             try:
                 for intent, _ in list(self._waiting.values()):
                     await self._say(intent)
                 async for message in socket:
-                    if message.type is not aiohttp.WSMsgType.TEXT:
+                    if message.type is not aiohttp.WSMsgType.TEXT or boot != self.boot:
                         break
                     delivery = self._take(messages.from_server(message.data))
                     if delivery is not None:
                         yield delivery
             finally:
                 beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
 
     def _take(self, message: object) -> Deliver | None:
         match message:
@@ -241,6 +261,8 @@ class Connection:
             raise _Later("the server closed the connection during the sign-in", FIRST_WAIT_S)
         parsed = messages.from_server(message.data)
         if isinstance(parsed, Rejected):
+            if parsed.finished:
+                raise _Finished(parsed.reason)
             if parsed.final:
                 raise Refused(parsed.reason)
             raise _Later(parsed.reason, parsed.retry_after_s)
@@ -261,6 +283,10 @@ class Connection:
             await self._socket.send_str(messages.encode(intent))
         except (ConnectionError, aiohttp.ClientError, RuntimeError):
             self._socket = None
+
+
+class _Finished(Exception):
+    """The run is finished: there is nothing to connect for."""
 
 
 class _Later(Exception):

@@ -7,11 +7,18 @@ intents and heartbeats, the server deliveries and acknowledgements. Invariants:
 - deliveries carry the id (sequence, n) of an effect and come in that order; the client names the last one it has
   handled when it connects again.
 Nothing here is larger than MAX_MESSAGE_BYTES from a client: payloads are blobs.
+
+What a client sends is read strictly, since it goes into a log that everybody reads: exact types, no unknown keys,
+finite numbers, whole numbers from 0 below 2^53, identifiers in their form, and no control characters in text that
+ends up on somebody's terminal.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -31,6 +38,12 @@ from manyhands.coordination.types import (
 from manyhands.errors import ProtocolError
 from manyhands.plan.schema import ClientKey, Identifier
 
+__all__ = [
+    "CLOSING_DOMAIN", "MAX_DELIVERY_BYTES", "MAX_MESSAGE_BYTES", "PROTOCOL_VERSIONS", "Ack", "Challenge", "Deliver",
+    "EffectId", "Goodbye", "Heartbeat", "Hello", "Intent", "IntentBody", "Opening", "Progress", "Proof", "Rejected",
+    "SnapshotOffer", "Welcome", "encode", "from_client", "from_server", "plain_text",
+]  # fmt: skip
+
 PROTOCOL_VERSIONS: Final = (1,)
 """Versions that this program speaks, best last."""
 
@@ -38,6 +51,9 @@ MAX_MESSAGE_BYTES: Final = 256 * 1024
 """Largest message that a server takes from a client."""
 MAX_DELIVERY_BYTES: Final = 16 * 1024 * 1024
 """Largest message that a client takes from its server: a CatchUp holds the closings since a snapshot."""
+
+MAX_TEXT: Final = 4096
+"""Longest text in a field of a client's message, in characters; those that are for people take less."""
 
 CLOSING_DOMAIN: Final = "manyhands closing v1"
 """Of the server's signature under a closing."""
@@ -94,11 +110,12 @@ class Welcome(Settings):
 
 
 class Rejected(Settings):
-    """The server says no. `final`: trying again as you are will not help."""
+    """The server says no. `final`: trying again as you are will not help; `finished`: there is nothing left to do."""
 
     type: Literal["rejected"] = "rejected"
     reason: str
     final: bool
+    finished: bool = False
     retry_after_s: float = 2.0
 
 
@@ -198,28 +215,83 @@ def from_client(text: str) -> Hello | Proof | Intent | Heartbeat:
     """Parse what a client sent. Raises ProtocolError."""
     _check_size(text, MAX_MESSAGE_BYTES)
     try:
-        return _from_client.validate_json(text)
+        message = _from_client.validate_json(text, strict=True)
     except ValidationError as error:
         raise ProtocolError(f"message from a client: {_first_fault(error)}") from None
+    _check_values(message, "", message.type)
+    return message
 
 
 def from_server(text: str) -> Challenge | Welcome | Rejected | Deliver | Ack | Goodbye:
     """Parse what the server sent. Raises ProtocolError."""
     _check_size(text, MAX_DELIVERY_BYTES)
     try:
-        return _from_server.validate_json(text)
+        return _from_server.validate_json(text, strict=True)
     except ValidationError as error:
         raise ProtocolError(
             f"message from the server: {_first_fault(error)}. Do client and server have the same version?"
         ) from None
 
 
+def plain_text(text: str, limit: int = MAX_TEXT) -> str:
+    """Text as a message may carry it: without control characters, and at most `limit` characters of it."""
+    return _CONTROL.sub(" ", text)[:limit]
+
+
 def _check_size(text: str, limit: int) -> None:
     """Before any parser sees the text. Nesting is bounded by the parser itself (pydantic's: 200 levels)."""
-    if len(text) > limit:
-        raise ProtocolError(f"a message of {len(text)} characters; at most {limit} are accepted")
+    size = len(text) if len(text) > limit else len(text.encode("utf-8", "surrogatepass"))
+    if size > limit:
+        raise ProtocolError(f"a message of {size} bytes; at most {limit} are accepted")
 
 
 def _first_fault(error: ValidationError) -> str:
+    """In few words: keys and tags in it are the sender's, and may be anything."""
     fault = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+    return plain_text(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}", 300)
+
+
+# ---------------------------------------------------------------- what types alone do not say
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""All but tab and newline, and what turns the direction of text around."""
+_HEX64: Final = re.compile(r"[0-9a-f]{64}")
+_ASSIGNMENT: Final = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
+_FORMS: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
+    **dict.fromkeys(("client", "by", "blob", "commit"), (_HEX64, "64 hex digits")),
+    "nonce": (re.compile(r"([0-9a-f]{64})?"), "64 hex digits"),
+    "signature": (re.compile(r"([0-9a-f]{128})?"), "128 hex digits"),
+    "fingerprint": (re.compile(r"[0-9a-f]{1,128}"), "hex digits"),
+    "assignment": (_ASSIGNMENT, "<round>-<ordinal>"),
+    "start": (re.compile(rf"fresh|{_ASSIGNMENT.pattern}"), "'fresh' or an assignment"),
+}
+"""Of the text in fields of these names, wherever they stand."""
+_LARGEST: Final[Mapping[str, int]] = {"threads": 4096}
+"""Of the whole numbers in fields of these names; of all others it is 2^53 - 1."""
+
+
+def _check_values(value: Any, name: str, where: str) -> None:
+    """`name`: of the innermost field. The parser has seen to types and depth."""
+    fault = ""
+    if isinstance(value, str):
+        form = _FORMS.get(name)
+        if form is not None and not form[0].fullmatch(value):
+            fault = f"{value[:80]!r}, expected {form[1]}"
+        elif len(value) > MAX_TEXT:
+            fault = f"a text of {len(value)} characters, expected {MAX_TEXT} at most"
+        elif found := _CONTROL.search(value):
+            fault = f"a text with the control character {found[0]!r}"
+    elif isinstance(value, int):
+        largest = _LARGEST.get(name, 2**53 - 1)
+        if not 0 <= value <= largest:
+            fault = f"{str(value)[:40]}, expected 0 to {largest}"
+    elif isinstance(value, tuple):
+        for item in value:
+            _check_values(item, name, where)
+    elif isinstance(value, Settings):
+        for field in type(value).model_fields:
+            _check_values(getattr(value, field), field, f"{where}.{field}")
+    elif dataclasses.is_dataclass(value):
+        for part in dataclasses.fields(value):
+            _check_values(getattr(value, part.name), part.name, f"{where}.{part.name}")
+    if fault:
+        raise ProtocolError(f"message from a client: {where} is {fault}")

@@ -83,7 +83,7 @@ class WorkerProcess:
     async def call(self, operation: str, **arguments: Any) -> Any:
         """The operation's result. Raises the ManyhandsError that it raised, or WorkerError if the worker died."""
         if not self.alive:
-            raise WorkerError(self._death())
+            raise WorkerError(self.last_words())
         self._next_call += 1
         number = self._next_call
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -124,7 +124,7 @@ class WorkerProcess:
             await self._process.wait()
             for future in self._calls.values():
                 if not future.done():
-                    future.set_exception(WorkerError(self._death()))
+                    future.set_exception(WorkerError(self.last_words()))
             self._calls.clear()
 
     def _take(self, message: dict[str, Any]) -> None:
@@ -142,7 +142,8 @@ class WorkerProcess:
         else:
             future.set_result(message["result"])
 
-    def _death(self) -> str:
+    def last_words(self) -> str:
+        """How it died, and the end of its log."""
         code = self._process.returncode
         how = (
             f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"

@@ -1,7 +1,8 @@
 """A client's contributions: work, commit, open, upload, claim; and in a mesh, witnessing those of the others.
 
 One piece of work at a time, in a task of its own, so that deliveries are handled meanwhile. Whatever the server
-refuses because the round has moved on is dropped: the closing says what happened to it.
+refuses because the round has moved on is dropped: the closing says what happened to it. Work that fails is given
+back with its reason; what cannot go on at all ends the client (`ClientNode.fail`), rather than to be silent.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from manyhands.coordination.types import (
     Work,
     WorkFailed,
 )
-from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable, WorkerError
+from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable
 from manyhands.identity.contributions import commit, new_nonce, sign_contribution
 from manyhands.network.blobs.manifest import manifest_of
 from manyhands.network.messages import Opening, SnapshotOffer
+from manyhands.node.client.worker import WorkerLost
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from manyhands.node.client.node import ClientNode
 
 UPLOAD_ATTEMPTS = 8
+FAILURES_IN_A_ROW = 3
+"""After so many pieces of work that failed a client ends: it costs the others more than it gives."""
 
 
 class Contributor:
@@ -41,6 +45,7 @@ class Contributor:
     def __init__(self, node: ClientNode) -> None:
         self._node = node
         self._task: asyncio.Task[None] | None = None
+        self._failures = 0
         self.current: Work | None = None
 
     async def begin(self, work: Work) -> None:
@@ -51,6 +56,12 @@ class Contributor:
         await self.end_work(counted=False)
         self.current = work
         self._task = asyncio.create_task(self._do(work), name=f"work {work.assignment.id}")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._node.fail(error)
 
     def abandon(self, assignment: str) -> None:
         if self.current is not None and self.current.assignment.id == assignment:
@@ -66,8 +77,6 @@ class Contributor:
             task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         self._task = self.current = None
-        if not task.cancelled() and isinstance(task.exception(), WorkerError):
-            raise WorkerError(str(task.exception()))
 
     # ------------------------------------------------------------------ one piece of work
     async def _do(self, work: Work) -> None:
@@ -95,20 +104,30 @@ class Contributor:
                 bytes_up=node.files.bytes_up,
                 bytes_down=node.files.bytes_down,
             )
-        except WorkerError:
+            self._failures = 0
+        except WorkerLost:
             raise
         except Refused as refusal:
             node.tell("refused", f"round {assignment.round}: {refusal}", level="warning")
         except ManyhandsError as error:
-            node.tell("failed", f"round {assignment.round}: {error}", level="error")
-            failed = WorkFailed(
-                client=assignment.client,
-                assignment=assignment.id,
-                reason=f"{type(error).__name__}: {error}"[:500],
-            )
-            await node.connection.ask(failed)
+            await self._failed(work, error)
         finally:
             self._keep_or_delete(path)
+
+    async def _failed(self, work: Work, error: ManyhandsError) -> None:
+        """Give the work back, with the reason; too many in a row end the client with that error."""
+        node, assignment = self._node, work.assignment
+        self._failures += 1
+        node.tell("failed", f"round {assignment.round}: {error}", level="error")
+        reason = f"{type(error).__name__}: {error}"[:500]
+        try:
+            await node.connection.ask(
+                WorkFailed(client=assignment.client, assignment=assignment.id, reason=reason)
+            )
+        except Refused as refusal:
+            node.tell("refused", f"round {assignment.round}: {refusal}", level="warning")
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise error
 
     def _keep_or_delete(self, path: Path) -> None:
         keep = self._node.options.write_gradients_dir
@@ -164,15 +183,19 @@ class Contributor:
 
     # ------------------------------------------------------------------ mesh
     async def witness(self, contribution: Contribution) -> None:
-        """Fetch a revealed update, check it, and say what was found."""
+        """Fetch a revealed update, check it, and say what was found. One that is not to be had gets no verdict."""
         node = self._node
         if contribution.update is None or contribution.claims is None:
             return
+        reason = ""
         try:
             path = await node.files.fetch(node.connection, contribution.update)
             reason = await node.worker.check(path, contribution.claims.norm)
         except BlobError as error:
             reason = f"could not be fetched: {error}"
+        except (Refused, ServerUnreachable) as error:
+            node.tell("refused", f"the update of {contribution.assignment}: {error}", level="warning")
+            return
         verdict = Verdict(
             by=node.options.identity.public,
             round=contribution.round,
@@ -198,7 +221,7 @@ class Contributor:
             await self._upload(SnapshotOffer(round=at, blob=blob), path)
             snapshot = Snapshot(round=at, blob=blob, fingerprint=fingerprint)
             await node.connection.ask(SnapshotStored(by=node.options.identity.public, snapshot=snapshot))
-        except (Refused, BlobError) as error:
+        except (Refused, BlobError, ServerUnreachable) as error:
             node.tell("refused", f"snapshot at {at}: {error}", level="warning")
         finally:
             path.unlink(missing_ok=True)

@@ -34,6 +34,8 @@ class ClientFiles:
         self.bytes_down = 0
         shutil.rmtree(self.updates)
         self.updates.mkdir()
+        for left_behind in directory.path.glob("public-*.safetensors"):
+            left_behind.unlink()
 
     # ------------------------------------------------------------------ the plan that this directory is for
     def plan_hash(self) -> str | None:

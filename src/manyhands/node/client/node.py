@@ -3,7 +3,8 @@
 It holds the connection, moves blobs and keeps the order of things; a worker process does all that needs torch.
 Two tasks: one reads the connection, the other handles deliveries one after the other; the current piece of work
 runs beside them. A worker that dies is started again from the last snapshot and the closings since; the
-connection, and with it the place in the run, is kept.
+connection, and with it the place in the run, is kept. What one task cannot go on from ends the program, with the
+exit code of its error. Starting over drops everything of the old session: work, deliveries, intents.
 """
 
 from __future__ import annotations
@@ -115,8 +116,14 @@ class ClientNode:
         event.update(cast(ClientEvent, facts))
         self.options.on_event(event)
 
+    def fail(self, error: BaseException) -> None:
+        """End the program with this error."""
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
     # ------------------------------------------------------------------ life
     async def run(self) -> None:
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         key8 = self.options.identity.public[:8]
         path = self.options.directory or home() / "runs" / self.options.run_id / key8
         with ParticipantDirectory(path) as directory:
@@ -126,25 +133,30 @@ class ClientNode:
             reading = asyncio.create_task(self._read())
             handling = asyncio.create_task(self._handle_all())
             stopping = asyncio.create_task(stop.wait())
-            tasks: set[asyncio.Task[Any]] = {reading, handling, stopping}
+            tasks: set[asyncio.Future[Any]] = {reading, handling, stopping, self._failed}
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if stopping in done:
                     await self._leave()
                     raise Interrupted("stopped by a signal; start the same command again to go on")
-                for task in (handling, reading):
+                for task in (handling, self._failed, reading):
                     if task in done:
                         task.result()
+                if self.connection.finished:
+                    self.tell("finished", self.connection.finished, state="finished")
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 if hasattr(self, "worker"):
+                    await self.contributor.end_work(counted=False)
                     await self.worker.stop()
                 await self.connection.close()
 
     async def _leave(self) -> None:
         self.tell("leaving", "leaving the run")
+        if self.connection.welcome is None:
+            return
         left = Left(client=self.options.identity.public, how="left", reason="stopped by its owner")
         try:
             await asyncio.wait_for(self.connection.ask(left), 2.0)
@@ -182,9 +194,14 @@ class ClientNode:
         )
         for name, material in self.descriptor.materials.items():
             await self.files.fetch_material(self.connection, name, material.blob, material.size_bytes)
-        self.worker = ClientWorker(self.descriptor, self.files, self.options, self._progress)
         self.contributor = Contributor(self)
+        self.worker = ClientWorker(
+            self.descriptor, self.files, self.options, self._progress, self._worker_died
+        )
         await self.worker.start()
+
+    def _worker_died(self, words: str) -> None:
+        self.tell("worker_died", f"{words}\nstarting it again", level="warning")
 
     def _progress(self, facts: dict[str, object]) -> None:
         """From the worker, several times a second at most."""
@@ -232,7 +249,7 @@ class ClientNode:
                 if body.final:
                     raise Refused(f"dismissed from the run: {body.reason}")
                 self.tell("dismissed", body.reason)
-                await self.connection.start_over(self.round)
+                await self._start_over()
         return False
 
     def _phase(self, body: PhaseChanged) -> bool:
@@ -244,9 +261,12 @@ class ClientNode:
         return body.phase == "finished"
 
     async def _catch_up(self, body: CatchUp) -> None:
-        """Public from a snapshot, unless what is held will do, and the closings since."""
+        """Public from a snapshot, unless what is held will do, and the closings since.
+
+        A snapshot is loaded even by who holds that round: then its public has turned out to be a wrong one.
+        """
         await self.contributor.end_work(counted=False)
-        overtaken = self.round is not None and self.round >= body.round
+        overtaken = self.round is not None and self.round > body.round
         if body.snapshot is not None and not overtaken:
             self.tell(
                 "catching_up", f"loading the snapshot at round {body.snapshot.round}", state="catching up"
@@ -255,7 +275,8 @@ class ClientNode:
             await self.worker.load(body.snapshot, path)
             self.round = body.snapshot.round
         for closed in body.closed:
-            await self._apply(closed)
+            if not await self._apply(closed):
+                return
         assert self.round is not None, "a CatchUp without a snapshot to a client that holds nothing"
         self.connection.has_round = self.round
         await self._say_ready()
@@ -277,7 +298,7 @@ class ClientNode:
             return True
         if number > self.round:
             self.tell("behind", f"round {self.round} is missing before round {number}: catching up")
-            await self.connection.start_over(self.round)
+            await self._start_over()
             return False
         paths = await self.files.fetch_closed(self.connection, closed)
         fingerprint = await self.worker.close(closed, paths)
@@ -294,9 +315,16 @@ class ClientNode:
         if differs:
             self.tell("drift", f"public differs from the run's after round {number}: fetching it anew")
             self.round = None
-            await self.connection.start_over(None)
+            await self._start_over()
             return False
         return True
+
+    async def _start_over(self) -> None:
+        """Join anew with what is held. Nothing that was delivered to the old session is handled any more."""
+        await self.contributor.end_work(counted=False)
+        while not self._deliveries.empty():
+            self._deliveries.get_nowait()
+        await self.connection.start_over(self.round)
 
     async def _say_ready(self) -> None:
         assert self.round is not None

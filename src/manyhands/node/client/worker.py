@@ -2,19 +2,21 @@
 
 `base` and `applied` are enough to make the worker's public anew: a snapshot on disk and the closings since. The
 client's local state is on disk too (the worker saves it after each work), so a death costs the work under way and
-nothing else.
+nothing else. Calls may overlap; a death is one death for all of them, and whoever notices first starts anew.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Claims, Closed, Snapshot, Work
+from manyhands.coordination.types import Claims, Closed, Closing, Snapshot, Work
 from manyhands.errors import WorkerError
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.worker_process import WorkerProcess
@@ -25,14 +27,21 @@ if TYPE_CHECKING:
 
 RESTARTS = 5
 RESTART_WINDOW_S = 600.0
+REMEMBERED_CLOSINGS = 8
+"""Enough to settle what a saved local state has pending: it is of one of the last rounds, or of no use."""
 
 _claims = TypeAdapter(Claims)
 _closed = TypeAdapter(Closed)
+_closings = TypeAdapter(tuple[Closing, ...])
 _work = TypeAdapter(Work)
 
 
+class WorkerLost(WorkerError):
+    """The worker has died too often: this client cannot work."""
+
+
 class ClientWorker:
-    """Calls survive the worker's death, RESTARTS times in RESTART_WINDOW_S; then WorkerError ends the client."""
+    """Calls survive the worker's death, RESTARTS times in RESTART_WINDOW_S; then they raise WorkerLost."""
 
     def __init__(
         self,
@@ -40,15 +49,19 @@ class ClientWorker:
         files: ClientFiles,
         options: ClientOptions,
         on_progress: Callable[[dict[str, object]], None],
+        on_death: Callable[[str], None],
     ) -> None:
         self._descriptor = descriptor
         self._files = files
         self._options = options
         self._on_progress = on_progress
+        self._on_death = on_death
+        self._starting = asyncio.Lock()
         self._process: WorkerProcess | None = None
         self._deaths: list[float] = []
         self._base: tuple[Snapshot, Path] | None = None
         self._applied: list[tuple[Closed, list[Path]]] = []
+        self._closings: deque[Closing] = deque(maxlen=REMEMBERED_CLOSINGS)
 
     @property
     def pid(self) -> int | None:
@@ -56,22 +69,7 @@ class ClientWorker:
 
     async def start(self) -> None:
         """Start the process and open the run in it."""
-        dummy = self._descriptor.plan.task.name == "dummy"
-        self._process = await WorkerProcess.start(
-            f"manyhands.node.workers.{'dummy' if dummy else 'client'}_worker",
-            log=self._files.logs / "worker.log",
-            on_notice=self._notice,
-        )
-        await self._process.call(
-            "open",
-            descriptor=self._descriptor.model_dump(mode="json"),
-            directory=str(self._files.directory.path),
-            device=self._options.device,
-            threads=self._options.threads,
-            micro_batch_size=self._options.micro_batch_size,
-            dummy_delay_s=self._options.dummy_delay_s,
-            allowed_tasks=list(self._options.allowed_tasks),
-        )
+        await self._living()
 
     async def stop(self) -> None:
         if self._process is not None:
@@ -85,13 +83,14 @@ class ClientWorker:
     async def load(self, snapshot: Snapshot, path: Path) -> None:
         """Public (in a mesh also outer) from a snapshot; raises BlobError if it is not the one named."""
         self._base, self._applied = (snapshot, path), []
-        await self._call("load", path=str(path), round=snapshot.round, fingerprint=snapshot.fingerprint)
+        await self._call("load", **self._load_arguments(snapshot, path))
         self._forget()
 
     async def close(self, closed: Closed, paths: list[Path]) -> str | None:
         """Apply a closing; the fingerprint of public afterwards (None from a dummy)."""
         fingerprint = await self._close(closed, paths)
         self._applied.append((closed, paths))
+        self._closings.append(closed.closing)
         if len(self._applied) >= self._descriptor.plan.rounds.snapshot_every and fingerprint is not None:
             await self._save_base(closed.closing.round + 1, fingerprint)
         return fingerprint
@@ -137,43 +136,76 @@ class ClientWorker:
             keep.add(self._base[1])
         self._files.forget(keep)
 
+    def _load_arguments(self, snapshot: Snapshot, path: Path) -> dict[str, Any]:
+        return {
+            "path": str(path),
+            "round": snapshot.round,
+            "fingerprint": snapshot.fingerprint,
+            "settle": _closings.dump_python(
+                tuple(closing for closing in self._closings if closing.round < snapshot.round), mode="json"
+            ),
+        }
+
     async def _call(self, operation: str, **arguments: Any) -> Any:
         while True:
-            process = self._process
-            if process is not None and process.alive:
-                try:
-                    return await process.call(operation, **arguments)
-                except WorkerError as death:
-                    if process.alive:  # the operation failed, not the process
-                        raise
-                    self._count_death(death)
-            await self._start_again()
+            process = await self._living()
+            try:
+                return await process.call(operation, **arguments)
+            except WorkerError:
+                if process.alive:  # the operation failed, not the process
+                    raise
 
-    def _count_death(self, death: WorkerError) -> None:
+    async def _living(self) -> WorkerProcess:
+        """The process; after a death a new one, with the public of the old one. Raises WorkerLost."""
+        async with self._starting:
+            while self._process is None or not self._process.alive:
+                if self._process is not None:
+                    self._count_death(self._process.last_words())
+                    await self._process.stop()
+                self._process = await self._started()
+            return self._process
+
+    def _count_death(self, words: str) -> None:
         now = time.monotonic()
         self._deaths = [at for at in self._deaths if now - at < RESTART_WINDOW_S] + [now]
         if len(self._deaths) > RESTARTS:
-            raise WorkerError(
-                f"the worker died {len(self._deaths)} times in ten minutes; the last time: {death}"
+            raise WorkerLost(
+                f"the worker died {len(self._deaths)} times in ten minutes; the last time: {words}"
             )
+        self._on_death(words)
 
-    async def _start_again(self) -> None:
-        """A new process with the public of the old one."""
-        await self.stop()
-        await self.start()
-        assert self._process is not None
+    async def _started(self) -> WorkerProcess:
+        """A new process that holds what the last one held; it may have died again by the time it is returned."""
+        dummy = self._descriptor.plan.task.name == "dummy"
+        process = await WorkerProcess.start(
+            f"manyhands.node.workers.{'dummy' if dummy else 'client'}_worker",
+            log=self._files.logs / "worker.log",
+            on_notice=self._notice,
+        )
+        try:
+            await self._restore(process)
+        except BaseException as error:
+            if isinstance(error, WorkerError) and not process.alive:
+                return process
+            await process.stop()
+            raise
+        return process
+
+    async def _restore(self, process: WorkerProcess) -> None:
+        await process.call(
+            "open",
+            descriptor=self._descriptor.model_dump(mode="json"),
+            directory=str(self._files.directory.path),
+            device=self._options.device,
+            threads=self._options.threads,
+            micro_batch_size=self._options.micro_batch_size,
+            dummy_delay_s=self._options.dummy_delay_s,
+            allowed_tasks=list(self._options.allowed_tasks),
+        )
         if self._base is None:
             return
-        snapshot, path = self._base
-        try:
-            await self._process.call(
-                "load", path=str(path), round=snapshot.round, fingerprint=snapshot.fingerprint
+        await process.call("load", **self._load_arguments(*self._base))
+        for closed, paths in self._applied:
+            await process.call(
+                "close", closed=_closed.dump_python(closed, mode="json"), paths=[str(p) for p in paths]
             )
-            for closed, paths in self._applied:
-                await self._process.call(
-                    "close", closed=_closed.dump_python(closed, mode="json"), paths=[str(p) for p in paths]
-                )
-        except WorkerError as death:
-            if self._process.alive:
-                raise
-            self._count_death(death)

@@ -28,7 +28,7 @@ from manyhands.coordination.types import (
     TakeSnapshot,
     Verdict,
 )
-from manyhands.errors import BlobError, UpdateError, WorkerError
+from manyhands.errors import BlobError, ManyhandsError, StorageError, UpdateError
 from manyhands.node.server.served_run import ServedRun
 from manyhands.node.worker_process import WorkerProcess
 
@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 
 class Aggregator:
-    """`run` goes on until it is cancelled, or until the worker has died too often: then the run has failed."""
+    """`run` goes on until it is cancelled, or until the worker has died or failed too often: then the run has
+    failed. What an update does wrong is a verdict and no failure of the aggregator's."""
 
     def __init__(self, run: ServedRun) -> None:
         self._run = run
@@ -51,18 +52,20 @@ class Aggregator:
         return self._worker.pid if self._worker is not None else None
 
     async def run(self) -> None:
-        deaths: list[float] = []
+        failures: list[float] = []
         while True:
             try:
                 await self._serve()
                 return
-            except WorkerError as death:
-                log.error("the aggregator of %s: %s", self._run.run_id, death)
+            except StorageError:
+                raise  # the log cannot be written, or the disk: the server's failure
+            except ManyhandsError as error:
+                log.error("the aggregator of %s: %s", self._run.run_id, error)
                 now = time.monotonic()
-                deaths = [at for at in deaths if now - at < RESTART_WINDOW_S] + [now]
-                if len(deaths) > RESTARTS:
-                    reason = f"the aggregator died {len(deaths)} times in ten minutes: {death}"
-                    await self._run.driver.submit(Failed(reason=reason))
+                failures = [at for at in failures if now - at < RESTART_WINDOW_S] + [now]
+                if len(failures) > RESTARTS:
+                    reason = f"the aggregator failed {len(failures)} times in ten minutes: {error}"
+                    await self._run.driver.submit(Failed(reason=reason[:1000]))
                     return
             finally:
                 if self._worker is not None:
@@ -81,9 +84,8 @@ class Aggregator:
         )
         mailbox = driver.subscribe(AGGREGATOR)
         try:
-            for body in situation(
-                driver.state, AGGREGATOR
-            ):  # no await since subscribe: nothing falls between
+            # No await between subscribe and situation: nothing falls between.
+            for body in situation(driver.state, AGGREGATOR):
                 await self._do(worker, body)
             while (delivery := await mailbox.get()) is not None:
                 await self._do(worker, delivery.body)

@@ -6,7 +6,6 @@ for this server, within a minute, and each once. Blobs need the token of a clien
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
 from manyhands.coordination.types import BlobId, Left, PauseAsked, ResumeAsked
-from manyhands.errors import ManyhandsError
+from manyhands.errors import ManyhandsError, StorageError
 from manyhands.identity.canonical import verify_document
 from manyhands.network.blobs.routes import Action
 from manyhands.node.operator import ORDER_DOMAIN, ORDER_LIFETIME_MS, Order
@@ -72,7 +71,7 @@ def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: 
 
     @router.get("/runs/{run_id}/ledger")
     async def ledger(run_id: str) -> list[dict[str, Any]]:
-        return await asyncio.to_thread(views.ledger, run_of(run_id))
+        return await views.ledger(run_of(run_id))
 
     @router.get("/runs/{run_id}/changes")
     async def changes(run_id: str, request: Request) -> StreamingResponse:
@@ -92,7 +91,10 @@ def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: 
     async def order(run_id: str, request: Request) -> dict[str, str]:
         run = run_of(run_id)
         given = _checked_order(await _small_body(request), run_id, operator_public, used_orders)
-        return {"done": await _carry_out(run, given)}
+        try:
+            return {"done": await _carry_out(run, given)}
+        except StorageError as error:
+            raise HTTPException(503, str(error)) from None
 
     return router
 

@@ -45,7 +45,7 @@ async def carry_out(session: Session, body: IntentBody) -> None:
             _entry_of(session, body.round, body.assignment)
             await driver.submit(body)
         case Opening():
-            _open(session, body)
+            await _open(session, body)
         case Contributed():
             await _contribute(session, body)
         case WorkFailed():
@@ -91,8 +91,20 @@ def _entry_of(session: Session, round_number: int, assignment: str) -> Entry:
     return entry
 
 
-def _open(session: Session, opening: Opening) -> None:
-    """Allow the upload of the update that was committed to, and of no other."""
+def _counted(session: Session, assignment: str) -> bool:
+    """Whether something of this client's was merged under this assignment, of late."""
+    return any(
+        counted.assignment == assignment and counted.client == session.client
+        for past in session.run.driver.state.history
+        for counted in past.closing.counted
+    )
+
+
+async def _open(session: Session, opening: Opening) -> None:
+    """Allow the upload of the update that was committed to, and of no other.
+
+    It is noted before it is there, so that retention finds it even if its client dies in the middle.
+    """
     entry = _entry_of(session, opening.round, opening.assignment)
     expected = entry.contribution.commit if entry.contribution is not None else ""
     opened = commit(
@@ -110,6 +122,7 @@ def _open(session: Session, opening: Opening) -> None:
         raise UpdateError(
             f"an update of {opening.update.size_bytes} bytes; the plan's updates have at most {limit}"
         )
+    await session.run.register_blob(opening.update, "update", opening.round)
     session.opened[opening.update.blob] = opening.update.size_bytes
 
 
@@ -119,9 +132,11 @@ async def _contribute(session: Session, body: Contributed) -> None:
     update, claims = contribution.update, contribution.claims
     if update is None or claims is None:
         raise Refused("a contribution needs its update and its claims")
+    if _counted(session, contribution.assignment):
+        return  # an intent that was repeated after a reconnect, and its round has closed meanwhile
     entry = _entry_of(session, contribution.round, contribution.assignment)
     if entry.status in ("opened", "agreed"):
-        return  # it is here already: an intent that was repeated after a reconnect
+        return  # it is here already: repeated too
     check_contribution(session.run.run_id, contribution)
     if entry.contribution is None or contribution.commit != entry.contribution.commit:
         raise Refused(f"the contribution to {contribution.assignment} does not fit its commit")
@@ -138,7 +153,6 @@ async def _contribute(session: Session, body: Contributed) -> None:
         )
         raise
     session.opened.pop(update.blob, None)
-    await session.run.register_blob(update, "update", contribution.round)
     await session.run.driver.submit(body)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manyhands.coordination.types import BlobRef
-from manyhands.errors import PlanError
+from manyhands.errors import PlanError, WorkerError
 from manyhands.identity.keys import Identity
 from manyhands.network.blobs.store import BlobStore
 from manyhands.node.worker_process import WorkerProcess
@@ -49,13 +49,32 @@ def find_run(database: Database, plan: Plan, run_id: str | None) -> StoredRun | 
 async def prepare_run(
     database: Database, blobs: BlobStore, identity: Identity, plan: Plan, run_id: str | None, runs: Path
 ) -> str:
-    """Make a new run and store it; returns its id. Raises DataError, PlanError."""
+    """Make a new run and store it; returns its id. Raises DataError, PlanError; then nothing of it is left.
+
+    After a WorkerError the worker's log is left.
+    """
     run_id = run_id or plan.run_id or new_run_id(plan)
-    work = runs / run_id / "server" / "preparation"
+    place = runs / run_id
+    fresh = not place.exists()
+    work = place / "server" / "preparation"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    try:
+        await _prepare(database, blobs, identity, plan, run_id, work)
+    except BaseException as error:
+        if fresh and not isinstance(error, WorkerError):
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return run_id
+
+
+async def _prepare(
+    database: Database, blobs: BlobStore, identity: Identity, plan: Plan, run_id: str, work: Path
+) -> None:
     worker = await WorkerProcess.start(
-        "manyhands.node.workers.prepare_worker", log=runs / run_id / "server" / "logs" / "prepare.log"
+        "manyhands.node.workers.prepare_worker", log=work.parent / "logs" / "prepare.log"
     )
     try:
         made: dict[str, Any] = await worker.call(
@@ -87,5 +106,3 @@ async def prepare_run(
     for ref in refs.values():
         await asyncio.to_thread(index.add, ref, "material")
     await asyncio.to_thread(index.add, first, "snapshot", round=0)
-    shutil.rmtree(work, ignore_errors=True)
-    return run_id

@@ -3,12 +3,15 @@
 Everything that happens to a run is an event submitted here. Events that arrive together are ticked one by one and
 appended in one transaction (group commit); only then does anybody learn of their effects, and only then is
 `submit` done. Whoever waits for deliveries holds a `Mailbox`. Heartbeats are no events: the driver watches them
-and submits what follows from their absence.
+and submits what follows from their absence. Whatever goes wrong in writing ends the run's service (`failed`): nobody
+waits for ever for an event that will not be durable.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -29,13 +32,16 @@ from manyhands.coordination.types import (
     Snapshot,
     Suspected,
 )
-from manyhands.errors import StorageError
+from manyhands.errors import ManyhandsError, StorageError
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.storage.events import RunLog
 
 BATCH_EVENTS = 256
 SNAPSHOT_EVERY_EVENTS = 500
 WATCH_S = 0.25
+STOP_GRACE_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 def clock_ms() -> int:
@@ -74,14 +80,18 @@ class RunDriver:
         self._log = log
         self._owner = owner
         self._epoch = -1
-        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[int]]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[int]] | None] = asyncio.Queue()
         self._mailboxes: list[Mailbox] = []
         self._heard: dict[ClientId, float] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._pending: set[asyncio.Future[int]] = set()
         self._snapshot_at = 0
         self.records: list[Record] = []
         self.changed = asyncio.Condition()
+        self.stopping = asyncio.Event()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.failed.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.state: RunState
 
     # ------------------------------------------------------------------ life
@@ -95,30 +105,46 @@ class RunDriver:
             state = tick(state, [record.event], record.now_ms, record.seed).state
         self.state = state
         self._snapshot_at = state.sequence
-        self._tasks = [
-            asyncio.create_task(self._write(), name=f"log of {descriptor.run_id}"),
-            asyncio.create_task(self._watch(), name=f"watch of {descriptor.run_id}"),
-        ]
+        self._writing = asyncio.create_task(self._write(), name=f"log of {descriptor.run_id}")
         downtime_ms = max(0, clock_ms() - state.now_ms) if self.records else 0
         await self.submit(ServerStarted(downtime_ms=downtime_ms))
         now = time.monotonic()
         self._heard = dict.fromkeys(self.state.clients, now)
+        self._watching = asyncio.create_task(self._watch(), name=f"watch of {descriptor.run_id}")
 
     async def stop(self) -> None:
+        """Make durable and deliver what has been submitted, refuse the rest, close all mailboxes, free the lease."""
+        self.stopping.set()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._writing is not None:
+            self._inbox.put_nowait(None)
+            await asyncio.wait({self._writing}, timeout=STOP_GRACE_S)
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+        self._refuse(StorageError("the server is going down"))
         for mailbox in self._mailboxes:
             mailbox.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._epoch >= 0 and not self.failed.done():
+            with contextlib.suppress(StorageError):
+                await asyncio.to_thread(self._log.release, self._epoch)
 
     # ------------------------------------------------------------------ events in
     async def submit(self, event: Event) -> int:
-        """Append an event; its sequence number, once it is durable. Raises StorageError if the log is gone."""
+        """Append an event; its sequence number, once it is durable. Raises StorageError if it will not be."""
+        return await self._put(event)
+
+    def _put(self, event: Event) -> asyncio.Future[int]:
         if self.failed.done():
             raise StorageError("the run's log cannot be written any more; see the server's log")
+        if self.stopping.is_set():
+            raise StorageError("the server is going down")
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
         self._inbox.put_nowait((event, future))
-        return await future
+        return future
 
     def heard(self, client: ClientId) -> None:
         """A heartbeat, or anything else, came from this client."""
@@ -139,9 +165,15 @@ class RunDriver:
         return None if at is None else time.monotonic() - at
 
     def _submit_later(self, event: Event) -> None:
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._inbox.put_nowait((event, future))
+        """For what nobody waits for."""
+        with contextlib.suppress(StorageError):
+            self._put(event).add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _refuse(self, error: StorageError) -> None:
+        """Let nobody wait any more for events that will not be written."""
+        for future in list(self._pending):
+            if not future.done():
+                future.set_exception(error)
 
     # ------------------------------------------------------------------ effects out
     def subscribe(self, recipient: str, *, is_client: bool = False) -> Mailbox:
@@ -161,19 +193,29 @@ class RunDriver:
 
     # ------------------------------------------------------------------ inside
     async def _write(self) -> None:
-        while True:
-            batch = [await self._inbox.get()]
+        try:
+            await self._write_all()
+        except Exception as error:
+            log.error(
+                "the log of run %s: %s",
+                self._log.run_id,
+                error,
+                exc_info=not isinstance(error, ManyhandsError),
+            )
+            if not self.failed.done():
+                self.failed.set_exception(error)
+            self._refuse(StorageError(f"the run's log cannot be written any more: {error}"))
+
+    async def _write_all(self) -> None:
+        while (first := await self._inbox.get()) is not None:
+            batch = [first]
             while len(batch) < BATCH_EVENTS and not self._inbox.empty():
-                batch.append(self._inbox.get_nowait())
-            try:
-                await self._append(batch)
-            except StorageError as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                if not self.failed.done():
-                    self.failed.set_exception(error)
-                return
+                following = self._inbox.get_nowait()
+                if following is None:
+                    self._inbox.put_nowait(None)
+                    break
+                batch.append(following)
+            await self._append(batch)
 
     async def _append(self, batch: Sequence[tuple[Event, asyncio.Future[int]]]) -> None:
         """Tick, make durable, and only then show."""

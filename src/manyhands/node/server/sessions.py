@@ -1,8 +1,8 @@
 """A client's session with the server: sign-in, deliveries out, intents in.
 
 One WebSocket each. A session is admitted by the coordinator's rules (`may_join`); one that comes back as the same
-boot goes on after the last delivery that it has handled, any other one joins anew. The token that the sign-in
-yields opens the blob routes, for this run and as long as the session lives.
+boot goes on after the last delivery that it has handled, even if the run was finished meanwhile; any other one
+joins anew. The token that the sign-in yields opens the blob routes, for this run and as long as the session lives.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ async def serve_client(
         session, mailbox, backlog = await _admit(socket, hello, run, sessions)
     except Refused as error:
         final = not isinstance(error, TryAgain)
-        await _close(socket, Rejected(reason=str(error), final=final))
+        finished = isinstance(error, NothingToDo)
+        await _close(socket, Rejected(reason=str(error), final=final, finished=finished))
         return
     except (ProtocolError, TimeoutError) as error:
         await _close(socket, Rejected(reason=str(error) or "the sign-in took too long", final=True))
@@ -104,6 +105,8 @@ async def serve_client(
         )
     except (WebSocketDisconnect, RuntimeError):
         pass  # RuntimeError: starlette's word for sending to a closed socket
+    except StorageError as error:
+        await _close(socket, Goodbye(reason=str(error), final=False))
     finally:
         run.driver.unsubscribe(mailbox)
         if sessions.remove(session):
@@ -126,16 +129,20 @@ class TryAgain(Refused):
     """Refused as things stand; later may be different."""
 
 
+class NothingToDo(Refused):
+    """The run is finished."""
+
+
 async def _sign_in(
     socket: WebSocket, runs: dict[str, ServedRun], identity: Identity
 ) -> tuple[Hello, ServedRun]:
     async with asyncio.timeout(SIGN_IN_TIMEOUT_S):
-        hello = messages.from_client(await socket.receive_text())
+        hello = messages.from_client(await _text(socket))
         if not isinstance(hello, Hello):
             raise ProtocolError(f"expected 'hello' first, got '{hello.type}'")
         sent = challenge(identity, hello)
         await socket.send_text(messages.encode(sent))
-        proof = messages.from_client(await socket.receive_text())
+        proof = messages.from_client(await _text(socket))
         if not isinstance(proof, Proof):
             raise ProtocolError(f"expected 'proof', got '{proof.type}'")
         check_proof(hello, sent, proof)
@@ -152,16 +159,26 @@ async def _sign_in(
     return hello, run
 
 
+async def _text(socket: WebSocket) -> str:
+    """The next message. Raises ProtocolError for a binary one, WebSocketDisconnect at the end."""
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1006), message.get("reason"))
+    text = message.get("text")
+    if text is None:
+        raise ProtocolError("a binary message; messages are JSON text, and payloads travel as blobs")
+    return str(text)
+
+
 async def _admit(
     socket: WebSocket, hello: Hello, run: ServedRun, sessions: Sessions
 ) -> tuple[Session, Mailbox, list[Delivery]]:
     """Let a client in, or raise Refused. Returns what it has missed, if it can go on where it was."""
     driver, key = run.driver, hello.client
-    refusal = may_join(driver.state, key, hello.boot)
-    if refusal is not None:
-        known = driver.state.clients.get(key)
-        alive = known is not None and known.status in ("catching_up", "ready")
-        raise (TryAgain if alive else Refused)(refusal)
+    known = driver.state.clients.get(key)
+    resumed = hello.seen is not None and known is not None and _same_session(known, hello)
+    if not resumed:
+        _check_may_join(run, hello)
     old = sessions.by_client.get((run.run_id, key))
     if old is not None:
         await _close(old.socket, Goodbye(reason="this client has connected again", final=False))
@@ -174,12 +191,10 @@ async def _admit(
         socket=socket,
         last_heard_ms=clock_ms(),
     )
-    known = driver.state.clients.get(key)
-    resumed = hello.seen is not None and known is not None and _same_session(known, hello)
     mailbox = driver.subscribe(key, is_client=True)
     try:
         backlog = await _first_deliveries(hello, run, mailbox, resumed=resumed)
-    except StorageError as error:
+    except (StorageError, Refused) as error:
         driver.unsubscribe(mailbox)
         raise TryAgain(str(error)) from error
     sessions.add(session)
@@ -195,6 +210,20 @@ async def _admit(
     return session, mailbox, backlog
 
 
+def _check_may_join(run: ServedRun, hello: Hello) -> None:
+    """Raises Refused, as TryAgain where that may help."""
+    state = run.driver.state
+    refusal = may_join(state, hello.client, hello.boot)
+    if refusal is None:
+        return
+    if state.phase == "finished":
+        raise NothingToDo(refusal)
+    known, membership = state.clients.get(hello.client), state.plan.membership
+    removed = known is not None and known.status == "kicked"
+    stranger = membership.kind == "allow_list" and hello.client not in membership.allow
+    raise (Refused if removed or stranger or state.phase == "failed" else TryAgain)(refusal)
+
+
 def _same_session(known: Client, hello: Hello) -> bool:
     return known.boot == hello.boot and known.status in ("catching_up", "ready")
 
@@ -208,6 +237,9 @@ async def _first_deliveries(
         return await driver.missed(hello.client, hello.seen)
     joined = Joined(client=hello.client, boot=hello.boot, label=hello.label, has_round=hello.has_round)
     sequence = await driver.submit(joined)
+    admitted = driver.state.clients.get(hello.client)
+    if admitted is None or not _same_session(admitted, hello):
+        raise Refused("another process with this key was faster")
     waiting = [mailbox.queue.get_nowait() for _ in range(mailbox.queue.qsize())]
     return [d for d in waiting if d is not None and d.sequence >= sequence]
 
@@ -234,7 +266,7 @@ async def _receive(session: Session) -> None:
     driver = session.run.driver
     try:
         while True:
-            message = messages.from_client(await session.socket.receive_text())
+            message = messages.from_client(await _text(session.socket))
             session.last_heard_ms = clock_ms()
             driver.heard(session.client)
             if isinstance(message, Heartbeat):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
@@ -47,14 +48,19 @@ class RunViews:
         return None if run is None else self.view(run).model_dump()
 
     async def changes(self, run: ServedRun) -> AsyncIterator[RunView | None]:
-        """All of it first, then what is new, twice a second at most; None now and then, to keep a line open."""
+        """All of it first, then what is new, twice a second at most; None now and then, to keep a line open.
+
+        Ends when the server stops.
+        """
         view = self.view(run)
         yield view
         quiet_s = 0.0
         while True:
             known_rounds = view.rounds[-1].round + 1 if view.rounds else 0
             known_incidents = len(view.incidents)
-            await asyncio.sleep(LOOK_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(run.driver.stopping.wait(), LOOK_EVERY_S)
+                return
             quiet_s += LOOK_EVERY_S
             newer = self.view(run)
             if _without_clock(newer) != _without_clock(view):
@@ -67,7 +73,7 @@ class RunViews:
 
     # ------------------------------------------------------------------ accounts
     def account(self, run: ServedRun) -> RunAccount:
-        """The log's account, up to its last record."""
+        """The log's account, up to its last record. In the event loop only: it takes note of new records."""
         ledger, done = self._ledgers.get(run, (None, 0))
         if ledger is None:
             descriptor = run.descriptor
@@ -79,9 +85,10 @@ class RunViews:
         self._ledgers[run] = (ledger, len(records))
         return ledger.finished()
 
-    def ledger(self, run: ServedRun) -> list[dict[str, Any]]:
+    async def ledger(self, run: ServedRun) -> list[dict[str, Any]]:
         """Every closed round: who was assigned what, what came of it, and why."""
-        rows: list[dict[str, Any]] = _rounds.dump_python(self.account(run).rounds, mode="json")
+        rounds = self.account(run).rounds
+        rows: list[dict[str, Any]] = await asyncio.to_thread(_rounds.dump_python, rounds, mode="json")
         return rows
 
     def view(self, run: ServedRun) -> RunView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Claims, Closed, Work
+from manyhands.coordination.types import Claims, Closed, Closing, Work
 from manyhands.engine.device import choose_device, use_threads
 from manyhands.engine.trainer import EngineTrainer, Progress
-from manyhands.errors import BlobError, UpdateError
+from manyhands.errors import BlobError, StorageError, UpdateError
 from manyhands.node.workers.channel import Channel, open_channel
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.tasks.registry import family_of
@@ -24,6 +25,7 @@ PROGRESS_EVERY_S = 0.25
 
 _claims = TypeAdapter(Claims)
 _closed = TypeAdapter(Closed)
+_closings = TypeAdapter(tuple[Closing, ...])
 _work = TypeAdapter(Work)
 
 
@@ -64,8 +66,11 @@ class ClientWorker:
         )
         return {"pid": os.getpid(), "threads": used, "device": str(chosen)}
 
-    def load(self, path: str, round: int, fingerprint: str) -> None:
-        """Public from a snapshot. The first time, local state too: what an earlier process has saved."""
+    def load(self, path: str, round: int, fingerprint: str, settle: list[Any]) -> None:
+        """Public from a snapshot. The first time, local state too: what an earlier process has saved.
+
+        `settle`: closings before that snapshot, of which the local state may not have heard.
+        """
         if self._participant is None:
             plan = self._run.plan
             self._participant = Participant(
@@ -75,26 +80,52 @@ class ClientWorker:
                 load_public(Path(path)),
                 device=str(self._trainer.device),
             )
-            if self._local_file.exists():
-                self._participant.load_local(self._local_file)
+            self._load_local()
         found = self._participant.load_public(Path(path), round)
         if found != fingerprint:
             raise BlobError(
                 f"the snapshot at {round} has the fingerprint {found[:16]}..., not {fingerprint[:16]}..."
             )
+        self._participant.settle(_closings.validate_python(settle))
+
+    def _load_local(self) -> None:
+        """What an earlier process has saved; without it the work starts afresh, and its claims say so."""
+        try:
+            self._loaded().load_local(self._local_file)
+        except FileNotFoundError:
+            return
+        except StorageError as error:
+            print(f"local state is lost, starting afresh: {error}", flush=True)
 
     def work(self, work: dict[str, Any], path: str) -> Any:
         """Do an assignment; its claims, or None if it was abandoned."""
         todo = _work.validate_python(work)
         self._working_on, self._started = todo.assignment.id, time.monotonic()
         participant = self._loaded()
+        done = self._done_before(todo.assignment.id, Path(path))
+        if done is not None:
+            return done
         try:
-            claims = participant.work(todo.assignment, todo.terms, Path(path))
+            claims = _claims.dump_python(
+                participant.work(todo.assignment, todo.terms, Path(path)), mode="json"
+            )
         except Abandoned:
             return None
         if todo.assignment.round % self._run.plan.rounds.save_local_every == 0:
+            self._claims_file.write_text(json.dumps({"assignment": todo.assignment.id, "claims": claims}))
             participant.save_local(self._local_file)
-        return _claims.dump_python(claims, mode="json")
+        return claims
+
+    def _done_before(self, assignment: str, path: Path) -> Any:
+        """The claims of work that an earlier process did and died before it could say so; None: there is none.
+
+        The saved local state is what decides: the update and its claims were written before it. Doing the work
+        once more would start from the state behind it.
+        """
+        if self._loaded().local.after != assignment or not path.exists():
+            return None
+        kept = json.loads(self._claims_file.read_text())
+        return kept["claims"] if kept["assignment"] == assignment else None
 
     def close(self, closed: dict[str, Any], paths: list[str]) -> str:
         """Apply a closing; the fingerprint of public afterwards."""
@@ -115,6 +146,10 @@ class ClientWorker:
     @property
     def _local_file(self) -> Path:
         return self._directory / "local.safetensors"
+
+    @property
+    def _claims_file(self) -> Path:
+        return self._directory / "claims.json"
 
     def _loaded(self) -> Participant:
         assert self._participant is not None, "the node loads a snapshot first"

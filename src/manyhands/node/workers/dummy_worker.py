@@ -37,7 +37,7 @@ class DummyWorker:
         self._dummy = DummyWork(self._run.plan, self._run.parameters)
         return {}
 
-    def load(self, path: str, round: int, fingerprint: str) -> None:
+    def load(self, path: str, round: int, fingerprint: str, **_: Any) -> None:
         if self._participant is None:
             plan, parameters = self._run.plan, self._run.parameters
             public = first_public(plan, parameters, Path(path))

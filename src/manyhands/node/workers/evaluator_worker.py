@@ -1,4 +1,7 @@
-"""The evaluator's process: the loss of a snapshot on the validation set, and the checkpoint that a person keeps."""
+"""The evaluator's process: the loss of a snapshot on the validation set, and the checkpoint that a person keeps.
+
+A dummy has no model, and then torch is never loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from manyhands.engine.checkpoint import publish
-from manyhands.engine.evaluation import evaluate
 from manyhands.node.workers.channel import open_channel
 from manyhands.plan.descriptor import RunDescriptor
-from manyhands.tasks.registry import family_of
-from manyhands.updates.participant import load_public
 
 NICENESS = 10
 
@@ -26,7 +23,6 @@ class EvaluatorWorker:
         """`materials`: where the blobs are; the task sees them under their names in `directory`."""
         with contextlib.suppress(OSError):  # nobody's work waits for this process
             os.nice(NICENESS)
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
         self._run = RunDescriptor.model_validate(descriptor)
         place = Path(directory)
         place.mkdir(parents=True, exist_ok=True)
@@ -35,6 +31,11 @@ class EvaluatorWorker:
             os.symlink(blob, place / name)
         self._dummy = self._run.plan.task.name == "dummy"
         if not self._dummy:
+            import torch
+
+            from manyhands.tasks.registry import family_of
+
+            torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
             self._task = family_of(self._run.plan).open(self._run.plan, place)
             self._model = self._task.build_model()
 
@@ -45,6 +46,12 @@ class EvaluatorWorker:
         if self._dummy:
             answer["checkpoint"] = snapshot
             return answer
+        import torch
+
+        from manyhands.engine.checkpoint import publish
+        from manyhands.engine.evaluation import evaluate
+        from manyhands.updates.participant import load_public
+
         public = load_public(Path(snapshot))
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
