@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -35,9 +36,8 @@ class Server:
 
     def start(self, **options: Any) -> Server:
         arguments = json.dumps({"directory": str(self.directory), "port": self.port, **options})
-        self.process = subprocess.Popen(
-            [sys.executable, str(SERVER), arguments], stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, str(SERVER), arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
         return self
@@ -48,11 +48,18 @@ class Server:
 
     def kill(self) -> None:
         if self.process is not None:
-            assert self.process.stdout is not None
             self.process.kill()
             self.process.wait()
-            self.process.stdout.close()
+            for pipe in (self.process.stdin, self.process.stdout):
+                assert pipe is not None
+                pipe.close()
             self.process = None
+
+    async def died(self) -> None:
+        """Wait until it has killed itself, and clear up."""
+        assert self.process is not None
+        assert await asyncio.to_thread(self.process.wait, 30) == -signal.SIGKILL
+        self.kill()
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str

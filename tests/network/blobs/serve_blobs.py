@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,30 @@ from manyhands.network.blobs.store import BlobStore
 
 
 def die_at(store: BlobStore, method: str, count: int, moment: str) -> None:
-    honest, calls = getattr(store, method), 0
+    honest, calls, lock = getattr(store, method), 0, threading.Lock()
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls == count and moment == "before":
+        with lock:
+            calls += 1
+            mine = calls
+        if mine == count and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = honest(*arguments)
-        if calls == count:
+        if mine == count:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
     setattr(store, method, counted)
 
 
+def die_with_parent() -> None:
+    sys.stdin.read()  # ends when the test's process does, however that ends
+    os._exit(0)
+
+
 def main() -> None:
+    threading.Thread(target=die_with_parent, daemon=True).start()
     options = json.loads(sys.argv[1])
     store = BlobStore(Path(options["directory"]), **options.get("store", {}))
     if "die_at" in options:

@@ -281,15 +281,21 @@ class _Download:
             if index is None:
                 await asyncio.sleep(0.05)  # the last chunks are under way with others
                 continue
-            self.under_way.setdefault(index, {})[number] = time.monotonic()
-            try:
-                await self._fetch(number, index, buffer)
-            except (Passing, Refused, BlobError) as fault:
+            fault = await self._try(number, index, buffer)
+            if fault is not None:
                 self._note(number, fault)
                 self.pending.appendleft(index)
                 await self.patience[number].wait()
-            finally:
-                del self.under_way[index][number]
+
+    async def _try(self, number: int, index: int, buffer: bytearray) -> Passing | ManyhandsError | None:
+        self.under_way.setdefault(index, {})[number] = time.monotonic()
+        try:
+            await self._fetch(number, index, buffer)
+        except (Passing, Refused, BlobError) as fault:
+            return fault
+        finally:
+            del self.under_way[index][number]
+        return None
 
     def _next(self, number: int) -> int | None:
         """The chunk to ask this holder for; at the end one that another holder has been sitting on for long."""
