@@ -252,8 +252,8 @@ def _first_fault(error: ValidationError) -> str:
 
 
 # ---------------------------------------------------------------- what types alone do not say
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""All but tab and newline, and what turns the direction of text around."""
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""All but tab and newline; what turns the direction of text around; halves of characters."""
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 _ASSIGNMENT: Final = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 _FORMS: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {

@@ -1,8 +1,9 @@
 """Signing in: both sides prove that they hold their keys, for this run, this version and this connection.
 
-Both sign the same transcript: both keys, both nonces, the run, the protocol version and the fingerprint of the
-TLS certificate that the client saw (empty on loopback without TLS), so that a signature is of no use on any other
-connection, and a man in the middle with another certificate is noticed.
+Both sign the same transcript: all of the client's Hello (its key, nonce, run, boot, the versions that it offered),
+the server's key and nonce, the chosen version and the fingerprint of the TLS certificate that the client saw (empty
+on loopback without TLS). So a signature is of no use on any other connection, nobody in the middle can change a
+word or talk both sides into an older version, and one with another certificate is noticed.
 """
 
 from __future__ import annotations
@@ -34,13 +35,11 @@ def choose_version(offered: tuple[int, ...]) -> int:
 def transcript(
     hello: Hello, server: str, server_nonce: str, version: int, certificate: str
 ) -> dict[str, Any]:
+    """What both sides sign, each under a domain of its own."""
     return {
-        "client": hello.client,
+        "hello": hello,
         "server": server,
-        "client_nonce": hello.nonce,
         "server_nonce": server_nonce,
-        "run_id": hello.run_id,
-        "boot": hello.boot,
         "version": version,
         "certificate": certificate,
     }
@@ -56,12 +55,20 @@ def challenge(identity: Identity, hello: Hello, certificate: str = "") -> Challe
 
 
 def answer(identity: Identity, hello: Hello, received: Challenge, certificate: str = "") -> Proof:
-    """The client's answer to a Challenge. Raises Refused when the server does not hold the key that it names."""
-    if received.version not in PROTOCOL_VERSIONS:
-        raise Refused(f"the server chose protocol version {received.version}, which was not offered")
+    """The client's answer to a Challenge.
+
+    Raises Refused when the server does not hold the key that it names, has signed another Hello than this one, or
+    chose a version that was not offered.
+    """
+    if received.version not in hello.versions:
+        offered = ", ".join(map(str, hello.versions))
+        raise Refused(f"the server chose protocol version {received.version}; offered were {offered}")
     text = transcript(hello, received.server, received.nonce, received.version, certificate)
     if not verify_document(received.server, _DOMAIN + " server", text, received.signature):
-        raise Refused(f"the server could not prove that it holds the key {received.server[:16]}...")
+        raise Refused(
+            f"the server could not prove that it holds the key {received.server[:16]}..., or something between it "
+            "and this client has changed what was said"
+        )
     return Proof(signature=sign_document(identity, _DOMAIN + " client", text))
 
 
@@ -69,4 +76,7 @@ def check_proof(hello: Hello, sent: Challenge, proof: Proof, certificate: str = 
     """The server's check of the client's Proof. Raises Refused."""
     text = transcript(hello, sent.server, sent.nonce, sent.version, certificate)
     if not verify_document(hello.client, _DOMAIN + " client", text, proof.signature):
-        raise Refused(f"the client could not prove that it holds the key {hello.client[:16]}...")
+        raise Refused(
+            f"the client could not prove that it holds the key {hello.client[:16]}..., or something between it "
+            "and this server has changed what was said"
+        )
