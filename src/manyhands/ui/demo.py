@@ -202,6 +202,7 @@ class Demo:
         third = max(1, self.options.rounds // 3)
         view = self.watch(lambda view: view.closed_rounds >= third and _counted(view, key) > 0)
         at_round, known = view.closed_rounds, len(view.incidents)
+        time.sleep(view.rounds[-1].duration_ms / 2000)  # so that it dies in the middle of its work
         pid = self.programs.kill(name)
         self.screen.line(f"killed {name} (process {pid}) with SIGKILL in round {at_round}")
         self.watch(lambda view: _happened(view, key, "lost", known), keep_rounds=True)

@@ -106,9 +106,10 @@ export class LossChart {
   drawCurves(height) {
     const { rounds, evaluations, series, incidents } = this.data;
     for (const round of incidents) {
+      const right = this.x(round) + 80 > this.holder.clientWidth;
       this.surface.append(
         svg("line", { class: "incident", x1: this.x(round), x2: this.x(round), y1: MARGIN.top, y2: height - MARGIN.bottom }),
-        svg("text", { class: "incident-name", x: this.x(round) + 5, y: MARGIN.top + 8, text: "client lost" }),
+        svg("text", { class: "incident-name", x: this.x(round) + (right ? -5 : 5), y: MARGIN.top + 8, "text-anchor": right ? "end" : "start", text: "client lost" }),
       );
     }
     for (const { key, color } of series) this.line(rounds.map((r) => [r.round, r.clients.get(key)]), `client c${color}`);

@@ -140,7 +140,7 @@ function renderChart() {
     mean: r.mean_loss,
     clients: new Map(r.counted.filter((c) => c.loss !== null).map((c) => [c.client, c.loss])),
   }));
-  const lost = new Set(state.incidents.filter((i) => i.what.startsWith("lost") && i.round !== null).map((i) => i.round));
+  const lost = new Set(state.incidents.filter((i) => i.what.startsWith("lost") && i.round !== null && i.round < v.total_rounds).map((i) => i.round));
   chart.set(curve, v.evaluations, series, v.total_rounds, lost, v.loss_unit);
   const entry = (key, text) => el("li", {}, [el("span", { class: key }), el("span", { text })]);
   byId("legend").replaceChildren(
