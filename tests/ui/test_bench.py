@@ -56,6 +56,7 @@ def test_every_registered_function_exists() -> None:
         "blob_down",
         "round_overhead_10mb",
         "round_overhead_128mb",
+        "replay_equal",
     }
 
 

@@ -130,10 +130,7 @@ class Demo:
     # ------------------------------------------------------------------ the course of things
     def run(self) -> DemoResult:
         started = time.monotonic()
-        self.plan_file.write_text(dump_plan(self.plan), encoding="utf-8")
-        self.start_server()
-        for number in range(1, self.options.clients + 1):
-            self.start_client(f"hand-{number}")
+        self.start()
         victim = f"hand-{min(2, self.options.clients)}"
         killed = self.kill_and_bring_back(victim)
         view = self.watch(lambda view: view.phase == "finished")
@@ -152,6 +149,13 @@ class Demo:
             directory=self.directory,
             seconds=time.monotonic() - started,
         )
+
+    def start(self) -> None:
+        """Server and clients."""
+        self.plan_file.write_text(dump_plan(self.plan), encoding="utf-8")
+        self.start_server()
+        for number in range(1, self.options.clients + 1):
+            self.start_client(f"hand-{number}")
 
     def start_server(self) -> None:
         """Start it and wait for its first answer."""

@@ -100,6 +100,14 @@ GROUPS: dict[str, tuple[Measurement, ...]] = {
             target=2.5,
             what="the same with updates of 128 MB",
         ),
+        Measurement(
+            name="replay_equal",
+            function="manyhands.ui.bench.replaying:replay_equal",
+            unit="1 = yes",
+            better="higher",
+            target=1.0,
+            what="a networked run with a killed client equals its replay, bit for bit, without the stored updates",
+        ),
     ),
     "hosts": (),
 }
