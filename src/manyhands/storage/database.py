@@ -60,7 +60,7 @@ def open_database(
     """
     url, path = _resolve(where)
     _check_place(path, create)
-    engine = sa.create_engine(url, connect_args={"check_same_thread": False})
+    engine = sa.create_engine(url, connect_args={"check_same_thread": False}, max_overflow=-1)
     _set_up_connections(engine, path, busy_timeout_s)
     database = Database(engine, path)
     try:

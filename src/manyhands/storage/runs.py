@@ -59,11 +59,11 @@ def create_run(
 
 def get_run(database: Database, run_id: str) -> StoredRun:
     """Raises StorageError, naming the runs that are there, when this one is not."""
-    found = [run for run in list_runs(database) if run.run_id == run_id]
-    if not found:
-        known = ", ".join(run.run_id for run in list_runs(database)) or "none"
+    runs_there = {run.run_id: run for run in list_runs(database)}
+    if run_id not in runs_there:
+        known = ", ".join(runs_there) or "none"
         raise StorageError(f"run '{run_id}' is not in database '{database.path}'; it holds: {known}.")
-    return found[0]
+    return runs_there[run_id]
 
 
 def list_runs(database: Database) -> list[StoredRun]:

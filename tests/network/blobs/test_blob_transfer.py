@@ -74,11 +74,12 @@ def test_there_and_back(
     assert sent(server, source, holder=holder, manifest=manifest, progress=again.append) == manifest.ref
     assert sum(again) == len(data)
     destination = tmp_path / "deep" / "destination"
-    run(
+    got = run(
         lambda session: download(
             session, [holder], manifest.ref, destination, effort=FAST, progress=down.append, durable=True
         )
     )
+    assert got == manifest
     assert destination.read_bytes() == data
     assert sum(down) == len(data)
     assert parts_of(destination) == []

@@ -194,8 +194,9 @@ async def download(
     effort: Effort | None = None,
     progress: Progress | None = None,
     durable: bool = False,
-) -> None:
-    """Fetch a blob into a file, which appears when it is whole. One download per destination at a time.
+) -> Manifest:
+    """Fetch a blob into a file, which appears when it is whole; returns its manifest, for `BlobStore.put_file`.
+    One download per destination at a time.
 
     A blob of more than `max_bytes` is refused before anything is asked. durable: fsync before the name
     appears. Raises ServerUnreachable, Refused, BlobError (nobody has it, or all who do lie), StorageError.
@@ -207,7 +208,7 @@ async def download(
     fetching = _Download(
         session, list(holders), ref, destination, effort or Effort(), progress or (lambda _: None)
     )
-    await fetching.run(durable)
+    return await fetching.run(durable)
 
 
 @dataclass
@@ -224,7 +225,7 @@ class _Download:
     out: dict[int, ManyhandsError] = field(default_factory=dict)  # holder -> why it is left out
     lies: dict[int, int] = field(default_factory=dict)
 
-    async def run(self, durable: bool) -> None:
+    async def run(self, durable: bool) -> Manifest:
         self.patience = [Patience(self.effort) for _ in self.holders]
         self.manifest = await self._manifest()
         self.aside = self.destination.with_name(f"{self.destination.name}.{self.ref.blob[:16]}.part")
@@ -235,6 +236,7 @@ class _Download:
         self.pending.extend(sorted(self.left))
         await self._fetch_all()
         await asyncio.to_thread(self._finish, durable)
+        return self.manifest
 
     # --------------------------------------------------------------------------------------- asking
     async def _manifest(self) -> Manifest:
