@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from manyhands.coordination.snapshots import catch_up, fingerprint_at, kept_blobs
+from manyhands.coordination.newcomers import catch_up, fingerprint_at
+from manyhands.coordination.snapshots import kept_blobs
 from manyhands.coordination.types import (
     AGGREGATOR,
     EVALUATOR,
@@ -183,9 +184,10 @@ def report(table: Any, number: int, **fingerprints: str) -> None:
     table.do(*[Fingerprinted(client=k, round=number, fingerprint=f) for k, f in fingerprints.items()])
 
 
-def closed_mesh(desk: MakeDesk, clients: int, **rounds: Any) -> Any:
+def closed_mesh(desk: MakeDesk, clients: int, min_clients: int = 2) -> Any:
     """One round of a mesh is closed; nobody has said anything since."""
-    table = desk(clients, topology="mesh", rounds={"total": 9, "snapshot_every": 1, **rounds})
+    membership = {"min_clients": min(clients, min_clients)}
+    table = desk(clients, topology="mesh", rounds={"total": 9, "snapshot_every": 1}, membership=membership)
     keys = "abcdef"[:clients]
     table.do(*[WorkFailed(client=k, assignment=table.work(k).id, reason="x") for k in keys[1:]])
     table.send("a")
@@ -224,6 +226,16 @@ def test_without_a_majority_the_most_reliable_client_decides(desk: MakeDesk) -> 
     assert table.sent(CatchUp, "b")
 
 
+def test_a_client_that_hangs_does_not_hold_up_the_vote(desk: MakeDesk) -> None:
+    table = closed_mesh(desk, 2, min_clients=1)
+    table.ready("a")
+    table.at_deadline()
+    table.send("a")
+    table.do(Verdict(by="b", round=1, assignment=table.work("a").id, accepted=True))
+    report(table, 1, a="x")
+    assert fingerprint_at(table.state, 2) == "x", "b has not even applied the one before"
+
+
 def test_a_client_that_goes_leaves_the_vote_to_the_others(desk: MakeDesk) -> None:
     table = closed_mesh(desk, 2)
     report(table, 0, a="x")
@@ -259,6 +271,57 @@ def test_a_wrong_snapshot_is_asked_of_another(desk: MakeDesk) -> None:
     report(table, 0, b="x", c="x")
     assert rounds_of(table) == [0]
     assert table.sent(TakeSnapshot, "b")
+
+
+def test_a_snapshot_does_not_wait_for_silent_clients_for_ever(desk: MakeDesk) -> None:
+    table = closed_mesh(desk, 4)
+    table.ready("a", "b", "c", "d")
+    table.do(stored("a", 1, "x"))
+    report(table, 0, b="x")
+    assert rounds_of(table) == [0], "c and d have not said anything, and two of four are not most"
+    table.after(100_000)
+    assert rounds_of(table) == [0, 1]
+    assert fingerprint_at(table.state, 1) == "x"
+
+
+def test_a_report_while_catching_up_counts_and_is_compared_when_it_is_ready(desk: MakeDesk) -> None:
+    table = closed_mesh(desk, 3)
+    report(table, 0, a="x")
+    table.do(Left(client="c", how="lost"))
+    table.join("c", boot="2", has_round=0)
+    report(table, 0, c="y", b="x")
+    assert fingerprint_at(table.state, 1) == "x"
+    assert table.state.clients["c"].resynced == 0
+    table.ready("c")
+    assert table.state.clients["c"].resynced == 1
+    assert table.sent(CatchUp, "c")
+    table.ready("c")
+    assert table.state.clients["c"].status == "ready", "what it said of its old public is forgotten"
+
+
+def test_nobody_starts_again_and_again_for_the_same_closing(desk: MakeDesk) -> None:
+    table = closed_mesh(desk, 3)
+    report(table, 0, a="x", b="x", c="y")
+    table.ready("c")
+    report(table, 0, c="y")
+    assert table.state.clients["c"].status == "ready"
+    assert table.state.clients["c"].resynced == 1
+
+
+def test_a_fingerprint_that_nobody_has_any_more_is_agreed_anew(desk: MakeDesk) -> None:
+    table = closed_mesh(desk, 3)
+    table.ready("a", "b", "c")
+    report(table, 0, a="x", b="x", c="x")
+    table.do(stored("a", 1, "y"))
+    assert table.state.clients["a"].resynced == 1, "first it starts again"
+    table.do(Left(client="c", how="lost"), stored("b", 1, "y"))
+    assert table.state.clients["b"].resynced == 1
+    table.ready("a", "b")
+    report(table, 0, a="y", b="y")
+    assert fingerprint_at(table.state, 1) == "x"
+    table.do(stored(table.state.snapshot_asked[1], 1, "y"))
+    assert fingerprint_at(table.state, 1) == "y", "from the snapshot, both get to the same"
+    assert rounds_of(table) == [0, 1]
 
 
 def test_nobody_to_ask_yet(desk: MakeDesk) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from manyhands.coordination import data_ranges
 from manyhands.coordination.agreement import decide, maybe_close_commits, reveal
 from manyhands.coordination.deadlines import KEPT_DURATIONS, verdict_extension_ms
+from manyhands.coordination.newcomers import fingerprint_at
 from manyhands.coordination.pace import measured_step_us, step_us_of_the_late
 from manyhands.coordination.presence import is_live, is_present, live_clients, present_clients
 from manyhands.coordination.rounds import (
@@ -20,7 +21,7 @@ from manyhands.coordination.rounds import (
     refuse,
 )
 from manyhands.coordination.schedule import outer_terms
-from manyhands.coordination.snapshots import ask_for_snapshot, fingerprint_at
+from manyhands.coordination.snapshots import ask_for_snapshot
 from manyhands.coordination.state import Entry, Round
 from manyhands.coordination.step import Step
 from manyhands.coordination.types import (
@@ -192,7 +193,8 @@ def publish(step: Step, number: int, change: BlobRef | None, fingerprint: Finger
     step.closed.append(round_)
     step.send(EVERYONE, closed)
     total, every = state.plan.rounds.total, state.plan.rounds.snapshot_every
-    if step.state.closed_rounds % every == 0 or step.state.closed_rounds == total:
+    under_way = step.state.snapshot_asked is not None  # one at a time: a slow one is not asked for anew
+    if step.state.closed_rounds == total or (step.state.closed_rounds % every == 0 and not under_way):
         ask_for_snapshot(step)
     if step.state.phase == "training" and step.state.failed_in_a_row >= state.plan.rounds.max_failed:
         _pause_after_failures(step, round_.closing)

@@ -18,15 +18,14 @@ from manyhands.coordination.agreement import judged
 from manyhands.coordination.closing import advanced, move_round
 from manyhands.coordination.data_ranges import open_epoch
 from manyhands.coordination.deadlines import snapshot_timeout_ms
+from manyhands.coordination.fingerprints import agree_on_fingerprints, fingerprinted
 from manyhands.coordination.membership import joined, left, ready, recovered, suspected
 from manyhands.coordination.phases import failed, move_phase, pause_asked, resume_asked, server_started
 from manyhands.coordination.rounds import committed, contributed, work_failed
 from manyhands.coordination.snapshots import (
     NOBODY,
-    agree_on_fingerprints,
     checkpointed,
     evaluated,
-    fingerprinted,
     keep_snapshot,
     snapshot_stored,
     take_offered_snapshot,

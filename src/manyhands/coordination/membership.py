@@ -6,20 +6,22 @@ suspected, which the server says as soon as its connection closes. Until then th
 
 from __future__ import annotations
 
+from manyhands.coordination.fingerprints import compare_reports
+from manyhands.coordination.newcomers import catch_up
 from manyhands.coordination.presence import is_live, is_present, live_clients
 from manyhands.coordination.rounds import SERVER, release_work, session_ended
-from manyhands.coordination.snapshots import catch_up
+from manyhands.coordination.situations import situation
 from manyhands.coordination.state import Client, RunState
 from manyhands.coordination.step import Step
 from manyhands.coordination.types import (
     AGGREGATOR,
     EVALUATOR,
     EVERYONE,
+    CatchUp,
     ClientId,
     Dismissed,
     Joined,
     Left,
-    PhaseChanged,
     Ready,
     Recovered,
     Suspected,
@@ -51,7 +53,7 @@ def joined(step: Step, event: Joined) -> None:
     """A session begins, or one asks to be told again where to start from.
 
     Another boot than before: what the old process had not sent is free again. The same boot: its work stays its
-    work, and it starts again only when it does not hold what it held.
+    work, and it is told everything again; it is out of step only when it does not hold what it held.
     """
     key = event.client
     known = step.state.clients.get(key)
@@ -61,9 +63,8 @@ def joined(step: Step, event: Joined) -> None:
         return
     if known is not None and is_live(known) and known.boot == event.boot:
         step.put_client(key, suspected=False, label=event.label or known.label)
-        if known.status == "ready" and event.has_round == known.round:
-            return
-        step.put_client(key, status="catching_up", round=None)
+        if known.status != "ready" or event.has_round != known.round:
+            step.put_client(key, status="catching_up", round=None)
     elif known is not None:
         release_work(step, key, "its client started again")
         step.put_client(
@@ -81,7 +82,9 @@ def joined(step: Step, event: Joined) -> None:
             Client(key=key, boot=event.boot, label=event.label, status="catching_up", joined_ms=step.now_ms)
         )
     step.send(key, catch_up(step.state, event.has_round))
-    step.send(key, PhaseChanged(phase=step.state.phase, reason=step.state.reason))
+    for body in situation(step.state, key):
+        if not isinstance(body, CatchUp):
+            step.send(key, body)
 
 
 def ready(step: Step, event: Ready) -> None:
@@ -92,6 +95,7 @@ def ready(step: Step, event: Ready) -> None:
     furthest = event.round if client.round is None else max(client.round, event.round)
     if client.status != "ready" or client.round != furthest:
         step.put_client(client.key, status="ready", round=furthest)
+        compare_reports(step, client.key)
 
 
 def suspected(step: Step, event: Suspected) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from manyhands.coordination.agreement import unheard
+from manyhands.coordination.newcomers import catch_up
 from manyhands.coordination.presence import is_live
 from manyhands.coordination.rounds import merge_of, session_ended
-from manyhands.coordination.snapshots import catch_up
 from manyhands.coordination.state import RunState
 from manyhands.coordination.types import (
     AGGREGATOR,

@@ -1,10 +1,8 @@
-"""Snapshots, fingerprints, evaluation, and what a newcomer is given to start from.
+"""Snapshots and their evaluation.
 
 A snapshot is asked for every `rounds.snapshot_every` closings and at the end: of the aggregator in a star, of the
 most reliable client that is there in a mesh, and of another one when it does not come in time. It is accepted only
-with the fingerprint that is agreed for its round: the aggregator's in a star; in a mesh the one that most of the
-present clients report, or, when all have reported and none has most, that of the largest group (of two equal
-groups the one with the most reliable client). A client with another one starts again from a snapshot.
+with the fingerprint that is agreed for its round (fingerprints.py).
 
 Two snapshots stay, with the closings since the older one, so that who is downloading the older one is not left
 alone; and closings that `rounds.keep_updates` asks for.
@@ -12,25 +10,27 @@ alone; and closings that `rounds.keep_updates` asks for.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from manyhands.coordination.deadlines import snapshot_timeout_ms
-from manyhands.coordination.presence import by_reliability, is_live, is_present, present_clients
-from manyhands.coordination.rounds import release_work
+from manyhands.coordination.fingerprints import (
+    agree_anew,
+    agree_on_fingerprints,
+    note_report,
+    resync,
+)
+from manyhands.coordination.newcomers import fingerprint_at
+from manyhands.coordination.presence import by_reliability, is_present, present_clients
 from manyhands.coordination.state import RunState
 from manyhands.coordination.step import Step
 from manyhands.coordination.types import (
     AGGREGATOR,
     EVALUATOR,
     BlobId,
-    CatchUp,
     Checkpointed,
     ClientId,
     Evaluate,
     Evaluated,
-    Fingerprint,
-    Fingerprinted,
     Snapshot,
     SnapshotStored,
     TakeSnapshot,
@@ -40,30 +40,6 @@ NOBODY = ""
 KEPT_SNAPSHOTS = 2
 MOST_WAITING = 2
 """Older snapshots that are kept because the evaluator has not come to them; beyond that the oldest go unevaluated."""
-
-
-# -------------------------------------------------------------------------------------- newcomers
-def catch_up(state: RunState, has_round: int | None) -> CatchUp:
-    """The way to public with the fewest blobs, for a client whose public has seen `has_round` closings."""
-    latest = state.snapshots[-1]
-    since_snapshot = tuple(closed for closed in state.history if closed.closing.round >= latest.round)
-    if has_round is not None and 0 <= has_round <= state.closed_rounds:
-        since = tuple(closed for closed in state.history if closed.closing.round >= has_round)
-        complete = len(since) == state.closed_rounds - has_round
-        if complete and len(since) <= 1 + len(since_snapshot):
-            return CatchUp(snapshot=None, closed=since, round=state.closed_rounds)
-    return CatchUp(snapshot=latest, closed=since_snapshot, round=state.closed_rounds)
-
-
-def fingerprint_at(state: RunState, closings: int) -> Fingerprint | None:
-    """Of public after so many closings; None: not agreed yet, or too long ago."""
-    for closed in reversed(state.history):
-        if closed.closing.round == closings - 1:
-            return closed.fingerprint
-    for snapshot in state.snapshots:
-        if snapshot.round == closings:
-            return snapshot.fingerprint
-    return None
 
 
 def kept_blobs(state: RunState) -> frozenset[BlobId]:
@@ -84,68 +60,8 @@ def kept_blobs(state: RunState) -> frozenset[BlobId]:
     return frozenset(blobs)
 
 
-# ----------------------------------------------------------------------------------- fingerprints
-def fingerprinted(step: Step, event: Fingerprinted) -> None:
-    """A client's report. Where the agreed fingerprint is known and differs, the client starts again."""
-    client = step.state.clients.get(event.client)
-    if client is None or not is_live(client) or client.status != "ready":
-        return
-    if all(closed.closing.round != event.round for closed in step.state.history):
-        return
-    if step.state.plan.topology == "mesh":
-        of_round = {**step.state.fingerprints.get(event.round, {}), event.client: event.fingerprint}
-        step.change(fingerprints={**step.state.fingerprints, event.round: of_round})
-    agreed = fingerprint_at(step.state, event.round + 1)
-    if agreed is not None and agreed != event.fingerprint:
-        _resync(step, event.client, event.round)
-
-
-def agree_on_fingerprints(step: Step) -> None:
-    """Mesh: for every closing whose fingerprint is not known yet, see whether the reports suffice."""
-    if step.state.plan.topology != "mesh":
-        return
-    for at, closed in enumerate(step.state.history):
-        reports = step.state.fingerprints.get(closed.closing.round)
-        if closed.fingerprint is not None or not reports:
-            continue
-        agreed = _agreed(step.state, reports)
-        if agreed is None:
-            continue
-        history = list(step.state.history)
-        history[at] = dataclasses.replace(closed, fingerprint=agreed)
-        step.change(history=tuple(history))
-        for client, fingerprint in reports.items():
-            if fingerprint != agreed:
-                _resync(step, client, closed.closing.round)
-
-
-def _agreed(state: RunState, reports: dict[ClientId, Fingerprint]) -> Fingerprint | None:
-    voters = {client.key for client in present_clients(state) if client.status == "ready"} | set(reports)
-    groups: dict[Fingerprint, list[ClientId]] = {}
-    for client, fingerprint in reports.items():
-        groups.setdefault(fingerprint, []).append(client)
-    largest = max(len(members) for members in groups.values())
-    if 2 * largest <= len(voters) and len(reports) < len(voters):
-        return None
-    candidates = [f for f, members in groups.items() if len(members) == largest]
-    known = [state.clients[client] for client in reports if client in state.clients]
-    order = by_reliability(known)
-    return min(candidates, key=lambda f: min(order.index(client) for client in groups[f]))
-
-
-def _resync(step: Step, key: ClientId, number: int) -> None:
-    """Its public is not everybody's: what it works on is worth nothing, and it starts from a snapshot."""
-    client = step.state.clients.get(key)
-    if client is None or client.status != "ready":
-        return
-    release_work(step, key, f"its public differed from the agreed one after round {number}")
-    step.put_client(key, status="catching_up", round=None, resynced=client.resynced + 1)
-    step.send(key, catch_up(step.state, None))
-
-
-# -------------------------------------------------------------------------------------- snapshots
 def ask_for_snapshot(step: Step, *, instead_of: ClientId = NOBODY) -> None:
-    """Of public as it is now, after the latest closing. A newer request replaces an older one."""
+    """Of public as it is now, after the latest closing. It replaces a request that is under way."""
     closed = step.state.closed_rounds
     whom = _whom_to_ask(step.state, instead_of)
     step.change(snapshot_asked=(closed, whom, step.now_ms))
@@ -173,8 +89,15 @@ def watch_snapshot(step: Step) -> None:
         if _whom_to_ask(step.state, NOBODY) != NOBODY:
             ask_for_snapshot(step)
         return
-    gone = whom != AGGREGATOR and not is_present(step.state.clients.get(whom))
-    if gone or step.now_ms >= when_ms + snapshot_timeout_ms(step.state):
+    late = step.now_ms >= when_ms + snapshot_timeout_ms(step.state)
+    if late and step.state.snapshot_offered is not None:
+        agree_on_fingerprints(step, overdue=step.state.snapshot_offered.round - 1)
+        take_offered_snapshot(step)
+        late = step.state.snapshot_offered is not None  # nothing is known of its round any more
+        step.change(snapshot_offered=None)
+    if step.state.snapshot_asked != asked:
+        return
+    if late or (whom != AGGREGATOR and not is_present(step.state.clients.get(whom))):
         ask_for_snapshot(step, instead_of=whom)
 
 
@@ -188,26 +111,41 @@ def snapshot_stored(step: Step, event: SnapshotStored) -> None:
     snapshot = event.snapshot
     if event.by != whom or not state.snapshots[-1].round < snapshot.round <= state.closed_rounds:
         return
+    if mesh:  # whoever stores it says by that what its public is
+        note_report(step, event.by, snapshot.round - 1, snapshot.fingerprint)
+        agree_on_fingerprints(step)
     step.change(snapshot_offered=snapshot)
     take_offered_snapshot(step)
 
 
 def take_offered_snapshot(step: Step) -> None:
     """Accept the one that was stored as soon as the fingerprint of its round is agreed; drop a wrong one."""
-    snapshot, asked = step.state.snapshot_offered, step.state.snapshot_asked
-    if snapshot is None:
-        return
-    agreed = fingerprint_at(step.state, snapshot.round)
-    if agreed is None:
+    snapshot = step.state.snapshot_offered
+    agreed = None if snapshot is None else fingerprint_at(step.state, snapshot.round)
+    if snapshot is None or agreed is None:
         return
     step.change(snapshot_offered=None)
-    if agreed != snapshot.fingerprint:
-        if step.state.plan.topology == "mesh" and asked is not None:
-            ask_for_snapshot(step, instead_of=asked[1])
+    if agreed != snapshot.fingerprint and not _set_right(step, snapshot):
         return
+    asked = step.state.snapshot_asked
     if asked is not None and asked[0] <= snapshot.round:
         step.change(snapshot_asked=None)
     keep_snapshot(step, snapshot)
+
+
+def _set_right(step: Step, snapshot: Snapshot) -> bool:
+    """Mesh: a wrong snapshot. Its client starts again and another one is asked; or, when it has already done so and
+    nobody has the agreed fingerprint any more, what it stored is right. Otherwise the next is asked in time.
+    """
+    asked = step.state.snapshot_asked
+    if step.state.plan.topology == "star" or asked is None:
+        return False
+    resync(step, asked[1], snapshot.round - 1)
+    client = step.state.clients.get(asked[1])
+    if client is None or client.status != "ready":
+        ask_for_snapshot(step, instead_of=asked[1])
+        return False
+    return agree_anew(step, snapshot.round - 1) == snapshot.fingerprint
 
 
 def keep_snapshot(step: Step, snapshot: Snapshot) -> None:

@@ -46,6 +46,7 @@ class Client:
     uncounted: int = 0
     rejoined: int = 0
     resynced: int = 0  # its public differed from the agreed one, so often
+    resynced_at: int = 0  # closings that public had seen then: who differs before that again is let be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
