@@ -46,7 +46,9 @@ def _delete_what_travelled(data: Path, run_id: str) -> int:
     database, store = open_database(data / "manyhands.db"), BlobStore(data / "blobs")
     try:
         index = BlobIndex(database, run_id)
-        deleted = sum(store.delete(stored.ref.blob) for stored in [*index.all("update"), *index.all("change")])
+        deleted = sum(
+            store.delete(stored.ref.blob) for stored in [*index.all("update"), *index.all("change")]
+        )
     finally:
         database.close()
     if deleted == 0:

@@ -15,7 +15,6 @@ _COLUMNS = {
     "target": "target",
     "floor": "floor",
     "met": "met",
-    "note": "note",
 }
 
 
@@ -44,3 +43,5 @@ def bench(group: str, only: tuple[str, ...], output: str) -> None:
         click.echo(f"measuring {measurement.name}: {measurement.what}", err=True)
         rows.append(run_one(measurement))
     print_rows(rows, _COLUMNS, output)
+    if output == "table":
+        click.echo("\n".join(["", *(f"{row['name']}: {row['note']}." for row in rows if row["note"])]))
