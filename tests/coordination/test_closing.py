@@ -108,10 +108,26 @@ def test_the_deadline_closes_with_a_quorum(desk: MakeDesk) -> None:
     assert table.state.clients["c"].step_us == 100_000_000 // 4, "late: at least so slow"
 
 
-def test_without_a_quorum_at_the_deadline_nothing_counts(desk: MakeDesk) -> None:
+def test_a_deadline_without_a_quorum_moves_while_somebody_works(desk: MakeDesk) -> None:
     table = desk(3, rounds={"quorum": 2})
     table.send("a")
     table.accept("a")
+    table.at_deadline()
+    assert table.round.stage == "work"
+    assert table.round.deadline_ms == table.now_ms + 50_000, "half as long again"
+    table.send("c")
+    table.accept("c")
+    table.at_deadline()
+    assert [c.client for c in table.round.closing.counted] == ["a", "c"]
+
+
+def test_without_a_quorum_at_the_last_deadline_nothing_counts(desk: MakeDesk) -> None:
+    table = desk(3, rounds={"quorum": 2, "deadline_ceiling_s": 160.0})
+    table.send("a")
+    table.accept("a")
+    table.at_deadline()
+    table.at_deadline()
+    assert table.round.stage == "work"
     table.at_deadline()
     (closed,) = table.closings()
     assert closed.closing.counted == ()

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from manyhands.coordination import data_ranges
 from manyhands.coordination.agreement import decide, maybe_close_commits, reveal
-from manyhands.coordination.deadlines import KEPT_DURATIONS, verdict_extension_ms
+from manyhands.coordination.deadlines import (
+    KEPT_DURATIONS,
+    longer_deadline_ms,
+    milliseconds,
+    verdict_extension_ms,
+)
 from manyhands.coordination.newcomers import fingerprint_at
 from manyhands.coordination.pace import measured_step_us, step_us_of_the_late
 from manyhands.coordination.presence import is_live, is_present, live_clients, present_clients
@@ -45,6 +50,10 @@ def move_round(step: Step, number: int) -> None:
     if step.state.rounds[number].stage == "close":
         return
     mesh = step.state.plan.topology == "mesh"
+    if number == step.state.closed_rounds and _a_quorum_is_still_at_work(step, step.state.rounds[number]):
+        step.put_round(
+            number, deadline_ms=longer_deadline_ms(step.state, step.state.rounds[number], step.now_ms)
+        )
     if mesh:
         maybe_close_commits(step, number)
         reveal(step, number)
@@ -63,6 +72,25 @@ def move_round(step: Step, number: int) -> None:
         step.put_round(number, extended=True, deadline_ms=step.now_ms + extension)
         return
     close(step, number, at_deadline=True)
+
+
+def _a_quorum_is_still_at_work(step: Step, round_: Round) -> bool:
+    """At the deadline: too few have sent, but somebody who is there may still. Closing now would waste all of it."""
+    rounds = step.state.plan.rounds
+    if step.now_ms < round_.deadline_ms or step.now_ms >= round_.opened_ms + milliseconds(
+        rounds.deadline_ceiling_s
+    ):
+        return False
+    mesh = step.state.plan.topology == "mesh"
+    sent = ("committed", "opened", "agreed") if mesh else ("opened", "agreed")
+    entries = round_.entries.values()
+    if round_.commits_closed or sum(e.status in sent for e in entries) >= rounds.quorum:
+        return False
+    clients = step.state.clients
+    return any(
+        e.status in ("assigned", "committed") and is_present(clients.get(e.assignment.client))
+        for e in entries
+    )
 
 
 def _everybody_is_done(step: Step, round_: Round) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from manyhands.coordination.state import RunState
+from manyhands.coordination.state import Round, RunState
 
 KEPT_DURATIONS = 50
 GROWTH = 1.5
@@ -37,6 +37,13 @@ def round_timeout_ms(state: RunState) -> int:
     if state.failed_in_a_row and last is not None:
         timeout = max(timeout, min(GROWTH * last, rounds.deadline_ceiling_s * 1000))
     return max(1, int(timeout))
+
+
+def longer_deadline_ms(state: RunState, round_: Round, now_ms: int) -> int:
+    """Of a round that has not got its quorum by its deadline: half as long again, up to the ceiling."""
+    rounds = state.plan.rounds
+    more = max(milliseconds(rounds.deadline_floor_s), (now_ms - round_.opened_ms) // 2)
+    return min(now_ms + more, round_.opened_ms + milliseconds(rounds.deadline_ceiling_s))
 
 
 def typical_ms(state: RunState) -> int | None:
