@@ -536,7 +536,7 @@ def test_chaos(plan: Callable[..., Plan], topology: str) -> None:
     made = plan_for(plan, topology)
 
     @settings(
-        max_examples=EXAMPLES or 200,
+        max_examples=EXAMPLES or 150,
         phases=(Phase.generate,) if EXAMPLES else (Phase.generate, Phase.shrink),
         deadline=None,
         derandomize=True,

@@ -63,8 +63,11 @@ def joined(step: Step, event: Joined) -> None:
         return
     if known is not None and is_live(known) and known.boot == event.boot:
         step.put_client(key, suspected=False, label=event.label or known.label)
-        if known.status != "ready" or event.has_round != known.round:
-            step.put_client(key, status="catching_up", round=None)
+        if known.status == "ready" and event.has_round == known.round:
+            for body in situation(step.state, key):
+                step.send(key, body)
+            return
+        step.put_client(key, status="catching_up", round=None)
     elif known is not None:
         release_work(step, key, "its client started again")
         step.put_client(
