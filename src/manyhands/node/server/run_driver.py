@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 from manyhands.coordination.machine import NumberedEffect, initial_state, next_deadline, tick
 from manyhands.coordination.records import Record
-from manyhands.coordination.state import RunState
+from manyhands.coordination.presence import is_live
+from manyhands.coordination.state import Client, RunState
 from manyhands.coordination.types import (
     EVERYONE,
     Body,
@@ -156,7 +157,7 @@ class RunDriver:
     def silent(self, client: ClientId) -> None:
         """The client's connection has closed: suspect it now, rather than after its next missing heartbeat."""
         known = self.state.clients.get(client)
-        if known is not None and not known.suspected and known.status in ("catching_up", "ready"):
+        if known is not None and not known.suspected and self._expected(known):
             self._submit_later(Suspected(client=client))
 
     def last_heard_s(self, client: ClientId) -> float | None:
@@ -273,9 +274,13 @@ class RunDriver:
             for client in list(self.state.clients.values()):
                 await self._watch_client(client.key, now)
 
+    def _expected(self, client: Client) -> bool:
+        """Whether anything is to be heard of it: when the run is over everybody may go."""
+        return is_live(client) and self.state.phase not in ("finished", "failed")
+
     async def _watch_client(self, key: ClientId, now: float) -> None:
         client = self.state.clients[key]
-        if client.status not in ("catching_up", "ready"):
+        if not self._expected(client):
             return
         silence = now - self._heard.setdefault(key, now)
         rounds = self.state.plan.rounds

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from manyhands.coordination.ledger import Incident, Ledger, RoundAccount, RunAccount
 from manyhands.coordination.machine import initial_state
+from manyhands.network.messages import Progress
 from manyhands.node.server.run_driver import clock_ms
 from manyhands.node.server.served_run import ServedRun
 from manyhands.node.server.sessions import Session, Sessions
@@ -26,7 +27,7 @@ from manyhands.node.view import (
 )
 
 LOOK_EVERY_S = 0.5
-KEEP_ALIVE_S = 15.0
+BEAT_S = 5.0
 
 _rounds: TypeAdapter[Any] = TypeAdapter(tuple[RoundAccount, ...])
 
@@ -37,6 +38,7 @@ class RunViews:
     def __init__(self, runs: dict[str, ServedRun], sessions: Sessions) -> None:
         self._runs = runs
         self._sessions = sessions
+        self._progress: dict[tuple[str, str], Progress] = {}  # the latest, also of those who have left
         self._ledgers: weakref.WeakKeyDictionary[ServedRun, tuple[Ledger, int]] = weakref.WeakKeyDictionary()
 
     # ------------------------------------------------------------------ what the dashboard asks for
@@ -48,7 +50,7 @@ class RunViews:
         return None if run is None else self.view(run).model_dump()
 
     async def changes(self, run: ServedRun) -> AsyncIterator[RunView | None]:
-        """All of it first, then what is new, twice a second at most; None now and then, to keep a line open.
+        """All of it first, then what is new, twice a second at most; None every BEAT_S of silence: a sign of life.
 
         Ends when the server stops.
         """
@@ -66,7 +68,7 @@ class RunViews:
             if _without_clock(newer) != _without_clock(view):
                 yield newer.since(known_rounds, known_incidents)
                 quiet_s = 0.0
-            elif quiet_s >= KEEP_ALIVE_S:
+            elif quiet_s >= BEAT_S:
                 yield None
                 quiet_s = 0.0
             view = newer
@@ -117,7 +119,9 @@ class RunViews:
     def _client(self, run: ServedRun, key: str, loss: float | None) -> ClientView:
         client = run.driver.state.clients[key]
         session: Session | None = self._sessions.by_client.get((run.run_id, key))
-        progress = session.progress if session is not None else None
+        if session is not None:
+            self._progress[run.run_id, key] = session.progress
+        progress = self._progress.get((run.run_id, key))
         return ClientView(
             key=key,
             label=client.label,
@@ -128,7 +132,7 @@ class RunViews:
             uncounted=client.uncounted,
             rejoined=client.rejoined,
             loss=progress.loss if progress is not None and progress.loss is not None else loss,
-            tokens_per_s=progress.tokens_per_s if progress is not None else None,
+            tokens_per_s=session.progress.tokens_per_s if session is not None else None,
             bytes_up=progress.bytes_up if progress is not None else 0,
             bytes_down=progress.bytes_down if progress is not None else 0,
             last_heard_ms=session.last_heard_ms if session is not None else None,
@@ -176,4 +180,4 @@ def _round(round_: RoundAccount) -> RoundView:
 
 
 def _incident(incident: Incident) -> IncidentView:
-    return IncidentView(ms=incident.at_ms, client=incident.client, what=incident.kind, round=incident.round)
+    return IncidentView(ms=incident.at_ms, client=incident.client, what=f"{incident.kind}: {incident.detail}" if incident.detail else incident.kind, round=incident.round)
