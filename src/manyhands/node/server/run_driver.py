@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from manyhands.coordination.machine import NumberedEffect, initial_state, next_deadline, tick
-from manyhands.coordination.records import Record
 from manyhands.coordination.presence import is_live
+from manyhands.coordination.records import Record
 from manyhands.coordination.state import Client, RunState
 from manyhands.coordination.types import (
     EVERYONE,

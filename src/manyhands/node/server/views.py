@@ -180,4 +180,5 @@ def _round(round_: RoundAccount) -> RoundView:
 
 
 def _incident(incident: Incident) -> IncidentView:
-    return IncidentView(ms=incident.at_ms, client=incident.client, what=f"{incident.kind}: {incident.detail}" if incident.detail else incident.kind, round=incident.round)
+    what = f"{incident.kind}: {incident.detail}" if incident.detail else incident.kind
+    return IncidentView(ms=incident.at_ms, client=incident.client, what=what, round=incident.round)
