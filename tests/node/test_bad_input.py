@@ -189,6 +189,7 @@ def test_a_stranger_who_cannot_prove_the_key_that_he_names(house: Any, dummy_pla
             socket.recv(10)
     with connect(f"ws://{house.address}/connect", compression=None) as socket:
         socket.send("x" * 300_000)  # more than a message may have
+        assert "300000 bytes; at most 262144" in json.loads(socket.recv(10))["reason"]
         with pytest.raises(ConnectionClosed):
             socket.recv(10)
     assert house.view()["clients"] == []

@@ -116,8 +116,10 @@ class Aggregator:
                 weight=body.weight,
                 norm=body.norm,
             )
-        except (UpdateError, BlobError) as error:
+        except BlobError as error:
             reason = str(error)[:500]
+        except UpdateError as error:
+            reason = str(error).replace(str(path), "the update")[:500]
         await self._run.driver.submit(
             Verdict(
                 by=AGGREGATOR,

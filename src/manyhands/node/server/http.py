@@ -18,6 +18,7 @@ from manyhands.errors import ManyhandsError, StorageError
 from manyhands.identity.canonical import verify_document
 from manyhands.network.blobs.routes import Action
 from manyhands.node.operator import ORDER_DOMAIN, ORDER_LIFETIME_MS, Order
+from manyhands.node.server.limits import bearer_token, declared_bytes
 from manyhands.node.server.run_driver import clock_ms
 from manyhands.node.server.served_run import ServedRun
 from manyhands.node.server.sessions import Session, Sessions
@@ -31,21 +32,28 @@ class BlobGuard:
         self._sessions = sessions
 
     async def __call__(self, request: Request, action: Action, blob: BlobId, size: int) -> None:
-        """Raises HTTPException 401 or 403."""
+        """Raises HTTPException 401, 403 or 429."""
         session = self._session(request)
         if action == "read":
             if not session.run.may_read(blob):
                 raise HTTPException(403, f"blob {blob[:16]}... is not open to this client")
             return
-        allowed = session.opened.get(blob)
+        allowed = session.announced.size_of(blob)
         if allowed is None:
             raise HTTPException(403, f"blob {blob[:16]}... was not announced by this client")
-        if size and size != allowed:
-            raise HTTPException(403, f"blob {blob[:16]}... was announced with {allowed} bytes, not {size}")
+        if size:
+            if size != allowed:
+                raise HTTPException(
+                    403, f"blob {blob[:16]}... was announced with {allowed} bytes, not {size}"
+                )
+        elif not session.announced.spend(blob, declared_bytes(request.headers)):
+            raise HTTPException(
+                429, f"far more than {allowed} bytes were sent for blob {blob[:16]}... already"
+            )
 
     def _session(self, request: Request) -> Session:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        session = self._sessions.by_token.get(token) if scheme.lower() == "bearer" else None
+        token = bearer_token(request.headers.get("authorization", ""))
+        session = self._sessions.by_token.get(token)
         if session is None:
             raise HTTPException(401, "no session: sign in first")
         return session
@@ -81,7 +89,7 @@ def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: 
             async for view in views.changes(run):
                 if await request.is_disconnected():
                     return
-                yield f"data: {view.model_dump_json()}\n\n" if view is not None else ": still here\n\n"
+                yield f"data: {view.model_dump_json()}\n\n" if view is not None else "event: beat\ndata:\n\n"
 
         return StreamingResponse(
             lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}

@@ -32,6 +32,7 @@ from manyhands.node.operator import default_key
 from manyhands.node.server.aggregator import Aggregator
 from manyhands.node.server.evaluator import Evaluator
 from manyhands.node.server.http import BlobGuard, api_routes
+from manyhands.node.server.limits import Bodies, PromptHttp
 from manyhands.node.server.preparation import find_run, prepare_run
 from manyhands.node.server.retention import forget_old_updates
 from manyhands.node.server.run_driver import RunDriver
@@ -145,11 +146,12 @@ async def _serve_run(
     app = _application(runs, sessions, views, identity, operator, options)
     config = uvicorn.Config(
         app,
+        http=PromptHttp,
         log_level="warning",
         access_log=False,
         lifespan="off",
         ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_max_size=2 * MAX_MESSAGE_BYTES,  # so that who sends a little too much is told so in words
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=2,
     )
@@ -207,6 +209,7 @@ def _application(
     options: ServerOptions,
 ) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Bodies, known=sessions.by_token.__contains__)
     first = next(iter(runs.values()))
     app.include_router(blob_routes(first.blobs, BlobGuard(sessions)))
     app.include_router(api_routes(runs, views, operator.public))

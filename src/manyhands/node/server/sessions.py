@@ -36,25 +36,25 @@ from manyhands.network.messages import (
     Welcome,
 )
 from manyhands.network.sign_in import challenge, check_proof
-from manyhands.node.server.intents import carry_out
+from manyhands.node.server.intents import carry_out, give_up
+from manyhands.node.server.limits import Announced, MessageRate, SigningIn
 from manyhands.node.server.run_driver import Delivery, Mailbox, clock_ms
 from manyhands.node.server.served_run import ServedRun
-
-SIGN_IN_TIMEOUT_S = 10.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Session:
-    """A signed-in client. `opened`: blobs that it may upload now, with their sizes."""
+    """A signed-in client. `announced`: blobs that it may upload now."""
 
     client: str
     boot: str
     token: str
     run: ServedRun
     socket: WebSocket
-    opened: dict[str, int] = field(default_factory=dict)
+    announced: Announced = field(default_factory=Announced)
+    rate: MessageRate = field(default_factory=MessageRate)
     progress: Progress = field(default_factory=Progress)
     last_heard_ms: int = 0
 
@@ -65,6 +65,7 @@ class Sessions:
 
     by_token: dict[str, Session] = field(default_factory=dict)
     by_client: dict[tuple[str, str], Session] = field(default_factory=dict)
+    signing_in: SigningIn = field(default_factory=SigningIn)
 
     def add(self, session: Session) -> None:
         self.by_token[session.token] = session
@@ -86,15 +87,19 @@ async def serve_client(
     """Everything that happens on one WebSocket, from its acceptance to its end."""
     await socket.accept()
     try:
-        hello, run = await _sign_in(socket, runs, identity)
+        async with sessions.signing_in.one():
+            hello, run = await _sign_in(socket, runs, identity)
         session, mailbox, backlog = await _admit(socket, hello, run, sessions)
     except Refused as error:
         final = not isinstance(error, TryAgain)
         finished = isinstance(error, NothingToDo)
         await _close(socket, Rejected(reason=str(error), final=final, finished=finished))
         return
-    except (ProtocolError, TimeoutError) as error:
-        await _close(socket, Rejected(reason=str(error) or "the sign-in took too long", final=True))
+    except ProtocolError as error:
+        await _close(socket, Rejected(reason=str(error), final=True))
+        return
+    except TimeoutError:
+        await _close(socket, Rejected(reason="the sign-in took too long", final=False))
         return
     except WebSocketDisconnect:
         return
@@ -136,16 +141,15 @@ class NothingToDo(Refused):
 async def _sign_in(
     socket: WebSocket, runs: dict[str, ServedRun], identity: Identity
 ) -> tuple[Hello, ServedRun]:
-    async with asyncio.timeout(SIGN_IN_TIMEOUT_S):
-        hello = messages.from_client(await _text(socket))
-        if not isinstance(hello, Hello):
-            raise ProtocolError(f"expected 'hello' first, got '{hello.type}'")
-        sent = challenge(identity, hello)
-        await socket.send_text(messages.encode(sent))
-        proof = messages.from_client(await _text(socket))
-        if not isinstance(proof, Proof):
-            raise ProtocolError(f"expected 'proof', got '{proof.type}'")
-        check_proof(hello, sent, proof)
+    hello = messages.from_client(await _text(socket))
+    if not isinstance(hello, Hello):
+        raise ProtocolError(f"expected 'hello' first, got '{hello.type}'")
+    sent = challenge(identity, hello)
+    await socket.send_text(messages.encode(sent))
+    proof = messages.from_client(await _text(socket))
+    if not isinstance(proof, Proof):
+        raise ProtocolError(f"expected 'proof', got '{proof.type}'")
+    check_proof(hello, sent, proof)
     run = runs.get(hello.run_id)
     if run is None:
         there = ", ".join(sorted(runs)) or "none"
@@ -267,6 +271,7 @@ async def _receive(session: Session) -> None:
     try:
         while True:
             message = messages.from_client(await _text(session.socket))
+            await session.rate.admit()
             session.last_heard_ms = clock_ms()
             driver.heard(session.client)
             if isinstance(message, Heartbeat):
@@ -276,6 +281,8 @@ async def _receive(session: Session) -> None:
             else:
                 raise ProtocolError(f"'{message.type}' is not expected after the sign-in")
     except ProtocolError as error:
+        log.warning("the session of %s ends: %s", session.client[:8], error)
+        await give_up(session, f"its session was ended: {error}")
         await _close(session.socket, Goodbye(reason=str(error), final=True))
 
 
