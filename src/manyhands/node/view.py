@@ -83,6 +83,11 @@ class IncidentView(_View):
     client: str
     what: str
     round: int | None = None
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.what}: {self.detail}" if self.detail else self.what
 
 
 class EvaluationView(_View):

@@ -318,7 +318,7 @@ class Demo:
 
 def rejoined_round(view: RunView, key: str, killed_at: int) -> int | None:
     """The first round, opened after the kill, in which the client was merged after it had come back."""
-    back_ms = [i.ms for i in view.incidents if i.client == key and i.what.startswith("rejoined")]
+    back_ms = [i.ms for i in view.incidents if i.client == key and i.what == "rejoined"]
     if not back_ms:
         return None
     for closed in view.rounds:
@@ -330,7 +330,7 @@ def rejoined_round(view: RunView, key: str, killed_at: int) -> int | None:
 
 def _happened(view: RunView, key: str, what: str, known: int) -> bool:
     """Whether it happened to this client after the first `known` incidents."""
-    return any(i.client == key and i.what.startswith(what) for i in view.incidents[known:])
+    return any(i.client == key and i.what == what for i in view.incidents[known:])
 
 
 def _status(view: RunView, key: str) -> str:

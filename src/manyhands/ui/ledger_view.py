@@ -67,8 +67,8 @@ def print_account_of(key: str, rounds: Sequence[Mapping[str, Any]], view: RunVie
     its joining."""
     mine = [i for i in view.incidents if i.client == key]
     for incident in mine:
-        click.echo(f"  {clock(incident.ms)}  round {incident.round}: {printable(incident.what)}")
-    gone = [i.round for i in mine if i.round is not None and not i.what.startswith("joined")]
+        click.echo(f"  {clock(incident.ms)}  round {incident.round}: {printable(incident.text)}")
+    gone = [i.round for i in mine if i.round is not None and i.what != "joined"]
     first = max(0, min(gone) - 1) if gone else 0
     works = [
         {**closed, "works": [w for w in closed["works"] if w["assignment"]["client"] == key]}

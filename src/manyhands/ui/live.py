@@ -113,7 +113,7 @@ class RunScreen(_Screen):
             news.append(f"the run is {view.phase.replace('_', ' ')}{reason}")
         for incident in view.incidents[self._incidents :]:
             news.append(
-                f"{names.get(incident.client, short_key(incident.client))} {printable(incident.what)}"
+                f"{names.get(incident.client, short_key(incident.client))} {printable(incident.text)}"
             )
         for closed in (r for r in view.rounds if r.round > self._rounds):
             not_counted = "".join(
@@ -152,7 +152,7 @@ def run_table(view: RunView) -> RenderableType:
     names = _names(view)
     for incident in view.incidents[-_SHOWN_INCIDENTS:]:
         who = names.get(incident.client, short_key(incident.client))
-        parts.append(Text(f"  {clock(incident.ms)}  {who} {printable(incident.what)}", style="dim"))
+        parts.append(Text(f"  {clock(incident.ms)}  {who} {printable(incident.text)}", style="dim"))
     if view.reason and view.phase in ("paused", "failed", "waiting"):
         parts.append(Text(printable(view.reason), style="yellow"))
     return Group(*parts)

@@ -43,7 +43,7 @@ def points_of(view: RunView) -> LossPoints:
         lost=[
             (i.round, f"{names.get(i.client, i.client[:8])} lost")
             for i in view.incidents
-            if i.what.startswith("lost") and i.round is not None and i.round < view.total_rounds
+            if i.what == "lost" and i.round is not None and i.round < view.total_rounds
         ],
     )
 

@@ -180,5 +180,10 @@ def _round(round_: RoundAccount) -> RoundView:
 
 
 def _incident(incident: Incident) -> IncidentView:
-    what = f"{incident.kind}: {incident.detail}" if incident.detail else incident.kind
-    return IncidentView(ms=incident.at_ms, client=incident.client, what=what, round=incident.round)
+    return IncidentView(
+        ms=incident.at_ms,
+        client=incident.client,
+        what=incident.kind,
+        round=incident.round,
+        detail=incident.detail,
+    )

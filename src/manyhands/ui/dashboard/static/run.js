@@ -140,7 +140,7 @@ function renderChart() {
     mean: r.mean_loss,
     clients: new Map(r.counted.filter((c) => c.loss !== null).map((c) => [c.client, c.loss])),
   }));
-  const lost = new Set(state.incidents.filter((i) => i.what.startsWith("lost") && i.round !== null && i.round < v.total_rounds).map((i) => i.round));
+  const lost = new Set(state.incidents.filter((i) => i.what === "lost" && i.round !== null && i.round < v.total_rounds).map((i) => i.round));
   chart.set(curve, v.evaluations, series, v.total_rounds, lost, v.loss_unit);
   const entry = (key, text) => el("li", {}, [el("span", { class: key }), el("span", { text })]);
   byId("legend").replaceChildren(
@@ -210,7 +210,7 @@ const WEIGHT = [[/lost|kicked|failed|refused/, "bad"], [/suspected|left/, "warn"
 function renderIncidents() {
   const latest = state.incidents.slice(-40).reverse();
   const rows = latest.map((i) => el("li", { class: WEIGHT.find(([pattern]) => pattern.test(i.what))?.[1] ?? null }, [
-    el("span", {}, [el("b", { text: name(i.client) }), ` ${i.what}`]),
+    el("span", {}, [el("b", { text: name(i.client) }), ` ${i.detail ? `${i.what}: ${i.detail}` : i.what}`]),
     el("small", { text: i.round === null ? clock(i.ms) : `${clock(i.ms)} · round ${i.round}` }),
   ]));
   byId("incidents").replaceChildren(...(rows.length ? rows : [el("li", { class: "empty" }, [el("span", { text: "Nothing yet." })])]));
