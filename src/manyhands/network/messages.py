@@ -39,9 +39,9 @@ from manyhands.errors import ProtocolError
 from manyhands.plan.schema import ClientKey, Identifier
 
 __all__ = [
-    "CLOSING_DOMAIN", "MAX_DELIVERY_BYTES", "MAX_MESSAGE_BYTES", "PROTOCOL_VERSIONS", "Ack", "Challenge", "Deliver",
-    "EffectId", "Goodbye", "Heartbeat", "Hello", "Intent", "IntentBody", "Opening", "Progress", "Proof", "Rejected",
-    "SnapshotOffer", "Welcome", "encode", "from_client", "from_server", "plain_text",
+    "CLOSING_DOMAIN", "MAX_DELIVERY_BYTES", "MAX_MESSAGE_BYTES", "MAX_REASON", "MAX_TEXT", "PROTOCOL_VERSIONS", "Ack",
+    "Challenge", "Deliver", "EffectId", "Goodbye", "Heartbeat", "Hello", "Intent", "IntentBody", "Opening",
+    "Progress", "Proof", "Rejected", "SnapshotOffer", "Welcome", "encode", "from_client", "from_server", "plain_text",
 ]  # fmt: skip
 
 PROTOCOL_VERSIONS: Final = (1,)
@@ -53,7 +53,9 @@ MAX_DELIVERY_BYTES: Final = 16 * 1024 * 1024
 """Largest message that a client takes from its server: a CatchUp holds the closings since a snapshot."""
 
 MAX_TEXT: Final = 4096
-"""Longest text in a field of a client's message, in characters; those that are for people take less."""
+"""Longest text in a field of a client's message, in characters."""
+MAX_REASON: Final = 500
+"""Longest reason that a server takes, in characters."""
 
 CLOSING_DOMAIN: Final = "manyhands closing v1"
 """Of the server's signature under a closing."""

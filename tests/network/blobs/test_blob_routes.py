@@ -212,6 +212,14 @@ def test_a_slow_body_that_goes_on_is_waited_for(server: Any) -> None:
     assert seconds > 0.5  # longer than the silence that is allowed
 
 
+def test_a_body_that_trickles_is_given_up(server: Any, begun: str) -> None:
+    """Never silent for long, and never done: four silences and the time of its size at the slowest rate."""
+    pieces = [b"Content-Length: 100\r\n\r\n", *[b"x"] * 12]
+    answer, _ = converse(server, f"PUT {begun} HTTP/1.1", *pieces, pause_s=0.12)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"too slowly" in answer
+
+
 def test_a_client_that_hangs_up_harms_nobody(server: Any, begun: str) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
@@ -34,6 +35,7 @@ from manyhands.network.blobs.store import BlobStore, CorruptChunk, IncompleteBlo
 Action = Literal["read", "write"]
 DEFAULT_MAX_BODIES = 64
 DEFAULT_BODY_TIMEOUT_S = 30.0
+DEFAULT_SLOWEST_BYTES_PER_S = 32 * 1024
 
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 _Index = Annotated[int, Path(ge=0, lt=2**31)]
@@ -65,8 +67,14 @@ def blob_routes(
     *,
     max_bodies: int = DEFAULT_MAX_BODIES,
     body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S,
+    slowest_bytes_per_s: float = DEFAULT_SLOWEST_BYTES_PER_S,
 ) -> APIRouter:
-    """The routes above, for `app.include_router`. body_timeout_s: the longest silence within a body."""
+    """The routes above, for `app.include_router`.
+
+    body_timeout_s: the longest silence within a body. slowest_bytes_per_s: beyond four such silences a body takes no
+    longer than its largest size at this rate, or who sends a byte now and then could keep others out for ever.
+    """
+    patience = _Patience(body_timeout_s, slowest_bytes_per_s)
     router = APIRouter(prefix="/blobs", route_class=_BlobRoute)
     bodies = asyncio.Semaphore(max_bodies)
 
@@ -91,7 +99,7 @@ def blob_routes(
     async def begin(request: Request, blob: _Id) -> Response:
         await authorize(request, "write", blob, 0)
         async with bodies:
-            parts = await _read_body(request, max_manifest_bytes(store.max_bytes), body_timeout_s)
+            parts = await _read_body(request, max_manifest_bytes(store.max_bytes), patience)
         manifest = Manifest.from_json(b"".join(parts), max_bytes=store.max_bytes)
         if manifest.blob != blob:
             raise BlobError(f"this manifest is that of blob {manifest.blob}, not of {blob}.")
@@ -105,7 +113,7 @@ def blob_routes(
         manifest = await asyncio.to_thread(store.wanted, blob)
         _check_index(manifest, index)
         async with bodies:
-            parts = await _read_body(request, manifest.length(index), body_timeout_s)
+            parts = await _read_body(request, manifest.length(index), patience)
             await asyncio.to_thread(store.write_chunk, blob, index, *parts)
         return Response(status_code=204)
 
@@ -119,10 +127,21 @@ def blob_routes(
 
 
 # ------------------------------------------------------------------------------------------- bodies
-async def _read_body(request: Request, limit: int, timeout_s: float) -> list[bytes]:
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """How long to wait for a body: see `blob_routes`."""
+
+    silence_s: float
+    slowest_bytes_per_s: float
+
+    def whole_s(self, limit: int) -> float:
+        return 4 * self.silence_s + limit / self.slowest_bytes_per_s
+
+
+async def _read_body(request: Request, limit: int, patience: _Patience) -> list[bytes]:
     """A body of at most `limit` bytes, in the pieces it came in: joining them would be one more copy.
 
-    Raises 413 as soon as it is clear that there are more, 408 after a silence.
+    Raises 413 as soon as it is clear that there are more, 408 after a silence, or when it takes too long.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
@@ -130,16 +149,19 @@ async def _read_body(request: Request, limit: int, timeout_s: float) -> list[byt
     parts: list[bytes] = []
     total = 0
     loop = asyncio.get_running_loop()
+    end = loop.time() + patience.whole_s(limit)
     try:
-        async with asyncio.timeout(timeout_s) as silence:
+        async with asyncio.timeout(patience.silence_s) as silence:
             async for part in request.stream():
                 total += len(part)
                 if total > limit:
                     raise _too_large(limit)
                 parts.append(part)
-                silence.reschedule(loop.time() + timeout_s)
+                silence.reschedule(min(end, loop.time() + patience.silence_s))
     except TimeoutError:
-        text = f"nothing came for {timeout_s:g} s after {total} bytes of the body."
+        text = f"nothing came for {patience.silence_s:g} s after {total} bytes of the body."
+        if loop.time() >= end:
+            text = f"the body came too slowly: {total} bytes in {patience.whole_s(limit):.0f} s."
         raise HTTPException(408, text) from None
     return parts
 

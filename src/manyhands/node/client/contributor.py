@@ -26,7 +26,7 @@ from manyhands.coordination.types import (
 from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable
 from manyhands.identity.contributions import commit, new_nonce, sign_contribution
 from manyhands.network.blobs.manifest import manifest_of
-from manyhands.network.messages import Opening, SnapshotOffer
+from manyhands.network.messages import MAX_REASON, Opening, SnapshotOffer, plain_text
 from manyhands.node.client.worker import WorkerLost
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Contributor:
         node, assignment = self._node, work.assignment
         self._failures += 1
         node.tell("failed", f"round {assignment.round}: {error}", level="error")
-        reason = f"{type(error).__name__}: {error}"[:500]
+        reason = plain_text(f"{type(error).__name__}: {error}", MAX_REASON)
         try:
             await node.connection.ask(
                 WorkFailed(client=assignment.client, assignment=assignment.id, reason=reason)
@@ -190,7 +190,8 @@ class Contributor:
         reason = ""
         try:
             path = await node.files.fetch(node.connection, contribution.update)
-            reason = await node.worker.check(path, contribution.claims.norm)
+            found = await node.worker.check(path, contribution.claims.norm)
+            reason = found.replace(str(path), "the update")
         except BlobError as error:
             reason = f"could not be fetched: {error}"
         except (Refused, ServerUnreachable) as error:
@@ -201,7 +202,7 @@ class Contributor:
             round=contribution.round,
             assignment=contribution.assignment,
             accepted=not reason,
-            reason=reason[:500],
+            reason=plain_text(reason, MAX_REASON),
         )
         try:
             await node.connection.ask(verdict)

@@ -32,13 +32,11 @@ from manyhands.coordination.types import (
 )
 from manyhands.errors import BlobError, Refused, UpdateError
 from manyhands.identity.contributions import check_contribution, commit
-from manyhands.network.messages import IntentBody, Opening, SnapshotOffer, plain_text
+from manyhands.network.messages import MAX_REASON, IntentBody, Opening, SnapshotOffer, plain_text
 from manyhands.plan.wire import Schema, check_header
 
 if TYPE_CHECKING:
     from manyhands.node.server.sessions import Session
-
-MAX_REASON = 500
 
 
 async def carry_out(session: Session, body: IntentBody) -> None:
