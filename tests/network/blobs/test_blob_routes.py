@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -214,10 +215,17 @@ def test_a_slow_body_that_goes_on_is_waited_for(server: Any) -> None:
 
 def test_a_body_that_trickles_is_given_up(server: Any, begun: str) -> None:
     """Never silent for long, and never done: four silences and the time of its size at the slowest rate."""
-    pieces = [b"Content-Length: 100\r\n\r\n", *[b"x"] * 12]
-    answer, _ = converse(server, f"PUT {begun} HTTP/1.1", *pieces, pause_s=0.12)
+    head = f"PUT {begun} HTTP/1.1\r\nHost: x\r\nAuthorization: {TOKEN}\r\nContent-Length: 100\r\n\r\n"
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+        raw.sendall(head.encode())
+        while not select.select([raw], [], [], 0.1)[0]:
+            assert time.monotonic() - started < 10
+            raw.sendall(b"x")
+        answer = raw.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"too slowly" in answer
+    assert time.monotonic() - started > 1
 
 
 def test_a_client_that_hangs_up_harms_nobody(server: Any, begun: str) -> None:
