@@ -299,7 +299,9 @@ class House:
     # ------------------------------------------------------------------ the end
     def close(self) -> None:
         for program in self.programs:
-            program.look_at_children()
+            for child in program.look_at_children():  # who was stopped would not notice the end
+                with contextlib.suppress(psutil.Error):
+                    child.send_signal(signal.SIGCONT)
         for program in self.programs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ node is the only one that restarts).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -108,7 +109,8 @@ class WorkerProcess:
 
     def _kill(self) -> None:
         if self._process.returncode is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # dead already, and not yet noticed
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _write(self, request: dict[str, Any]) -> None:
         self._writer.write((json.dumps(request) + "\n").encode())

@@ -1,0 +1,64 @@
+"""A node's handle on a worker: its death, at whatever moment, fails every call once and for all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from manyhands.errors import WorkerError
+from manyhands.node.worker_process import WorkerProcess
+
+WORKER = "manyhands.node.workers.dummy_worker"
+BOUND_S = 20.0
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.001, 0.002, 0.004, 0.01, 0.1])
+def test_calls_end_with_the_worker(tmp_path: Path, after_s: float) -> None:
+    """Also when it dies before it has begun to listen, and when the node notices late."""
+
+    async def killed() -> str:
+        worker = await WorkerProcess.start(WORKER, log=tmp_path / "worker.log")
+        calls = [asyncio.create_task(worker.call("load", path="x" * 100_000)) for _ in range(3)]
+        await asyncio.sleep(after_s)
+        os.kill(worker.pid, signal.SIGKILL)
+        async with asyncio.timeout(BOUND_S):
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, WorkerError) for result in results), results
+        assert not worker.alive
+        with pytest.raises(WorkerError, match="signal 9"):
+            await worker.call("load")
+        worker.abandon("0-0")  # to the dead: nothing happens
+        await worker.stop()
+        return worker.last_words()
+
+    assert "was killed by signal 9" in asyncio.run(killed())
+
+
+def test_an_operation_that_fails_leaves_the_worker_alive(tmp_path: Path) -> None:
+    async def failed() -> None:
+        worker = await WorkerProcess.start(WORKER, log=tmp_path / "worker.log")
+        for _ in range(2):
+            with pytest.raises(WorkerError, match="nonsense"):
+                await worker.call("nonsense")
+        assert worker.alive
+        await worker.stop()
+        assert not worker.alive
+
+    asyncio.run(failed())
+
+
+def test_a_worker_that_stands_still_is_ended_too(tmp_path: Path) -> None:
+    async def stopped() -> None:
+        worker = await WorkerProcess.start(WORKER, log=tmp_path / "worker.log")
+        with pytest.raises(WorkerError):
+            await worker.call("nonsense")  # it listens
+        os.kill(worker.pid, signal.SIGSTOP)
+        async with asyncio.timeout(BOUND_S):
+            await worker.stop(grace_s=0.2)
+        assert "signal 9" in worker.last_words()
+
+    asyncio.run(stopped())
