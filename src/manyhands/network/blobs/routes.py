@@ -160,7 +160,7 @@ async def _read_body(request: Request, limit: int, patience: _Patience) -> list[
                 silence.reschedule(min(end, loop.time() + patience.silence_s))
     except TimeoutError:
         text = f"nothing came for {patience.silence_s:g} s after {total} bytes of the body."
-        if loop.time() >= end:
+        if silence.when() == end:
             text = f"the body came too slowly: {total} bytes in {patience.whole_s(limit):.0f} s."
         raise HTTPException(408, text) from None
     return parts
