@@ -41,6 +41,7 @@ from manyhands.node.client.contributor import Contributor
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.worker import ClientWorker
 from manyhands.node.directories import ParticipantDirectory
+from manyhands.node.event_loop import run
 from manyhands.node.signals import stop_requested
 from manyhands.node.view import ClientEvent
 from manyhands.plan.descriptor import RunDescriptor
@@ -72,7 +73,7 @@ class ClientOptions:
 
 def join(options: ClientOptions) -> None:
     """Take part in a run until it is finished. Blocks; raises the ManyhandsError that ended it, or Interrupted."""
-    asyncio.run(ClientNode(options).run())
+    run(ClientNode(options).run())
 
 
 class ClientNode:

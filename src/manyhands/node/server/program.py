@@ -28,6 +28,7 @@ from manyhands.network.blobs.routes import blob_routes
 from manyhands.network.blobs.store import BlobStore
 from manyhands.network.messages import MAX_MESSAGE_BYTES
 from manyhands.node.directories import ParticipantDirectory
+from manyhands.node.event_loop import run
 from manyhands.node.operator import default_key
 from manyhands.node.server.aggregator import Aggregator
 from manyhands.node.server.evaluator import Evaluator
@@ -67,7 +68,7 @@ class ServerOptions:
 
 def serve(plan: Plan, options: ServerOptions | None = None) -> None:
     """Serve a plan's run until a signal. Blocks. Raises the ManyhandsError that ended it."""
-    asyncio.run(_serve(plan, options or ServerOptions()))
+    run(_serve(plan, options or ServerOptions()))
 
 
 async def _serve(plan: Plan, options: ServerOptions) -> None:
