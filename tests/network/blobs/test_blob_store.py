@@ -88,7 +88,7 @@ def test_names_that_are_no_ids_never_reach_the_disk(store: BlobStore) -> None:
 
 def test_what_is_not_there(store: BlobStore) -> None:
     for act in (store.path, store.manifest, store.missing, store.complete, store.verify):
-        with pytest.raises(UnknownBlob, match="is not in store"):
+        with pytest.raises(UnknownBlob, match="is not in the store"):
             act("0" * 64)
     assert not store.delete("0" * 64)
 

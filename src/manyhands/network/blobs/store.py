@@ -96,7 +96,7 @@ class BlobStore:
         """The file with the bytes, to be read only. Raises UnknownBlob."""
         path = self._object(blob)
         if not path.is_file():
-            raise UnknownBlob(f"blob {blob} is not in store '{self.directory}'.")
+            raise UnknownBlob(f"blob {blob} is not in the store.")
         return path
 
     def manifest(self, blob: BlobId) -> Manifest:
@@ -119,7 +119,7 @@ class BlobStore:
             with _opened(self._object(blob), os.O_RDONLY) as file:
                 return read_exactly(file, length, manifest.offset(index))
         except FileNotFoundError:
-            raise UnknownBlob(f"blob {blob} is not in store '{self.directory}' any more.") from None
+            raise UnknownBlob(f"blob {blob} is not in the store any more.") from None
         except OSError as error:
             raise BlobError(f"chunk {index} of blob {blob} cannot be read ({error}).") from error
 
@@ -307,7 +307,7 @@ class BlobStore:
                 if partial.manifest is not None or self._load(blob, partial):
                     assert partial.manifest is not None
                     return partial.manifest, partial
-        raise UnknownBlob(f"blob {blob} is not in store '{self.directory}': send its manifest first.")
+        raise UnknownBlob(f"blob {blob} is not in the store: send its manifest first.")
 
     def _load(self, blob: BlobId, partial: _Partial) -> bool:
         """Find on the disk what was written before a crash; False when there is nothing usable. Lock held."""
