@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 
 from manyhands.network.blobs.routes import Action, blob_routes
 from manyhands.network.blobs.store import BlobStore
+from manyhands.node.event_loop import run
 
 
 async def _everybody(request: Request, action: Action, blob: str, size: int) -> None:
@@ -22,7 +23,10 @@ async def _everybody(request: Request, action: Action, blob: str, size: int) -> 
 def main() -> None:
     app = FastAPI()
     app.include_router(blob_routes(BlobStore(Path(sys.argv[2])), _everybody))
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False
+    )
+    run(uvicorn.Server(config).serve())
 
 
 if __name__ == "__main__":

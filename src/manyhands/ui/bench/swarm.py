@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manyhands.errors import WorkerError
+from manyhands.node.event_loop import run
 from manyhands.ui.bench.harness import Measured
 from manyhands.ui.processes import Programs
 
@@ -27,12 +27,12 @@ SKIPPED_ROUNDS = 3
 
 # ---------------------------------------------------------------------------------------- blobs
 def blob_up() -> Measured:
-    up, _ = asyncio.run(_blob_there_and_back())
+    up, _ = run(_blob_there_and_back())
     return up
 
 
 def blob_down() -> Measured:
-    _, down = asyncio.run(_blob_there_and_back())
+    _, down = run(_blob_there_and_back())
     return down
 
 
@@ -57,6 +57,7 @@ async def _blob_there_and_back() -> tuple[Measured, Measured]:
                 await download(session, [holder], ref, directory / "back", durable=False)
                 downs.append(time.perf_counter() - start)
                 (directory / "back").unlink()
+                file.unlink()
         disk = BLOB_BYTES / _fsync_seconds(directory, BLOB_BYTES) / 2**20
         loopback = BLOB_BYTES / _loopback_seconds(BLOB_BYTES) / 2**20
     mebibytes = BLOB_BYTES / 2**20
