@@ -25,7 +25,7 @@ from manyhands.coordination.types import (
 )
 from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable
 from manyhands.identity.contributions import commit, new_nonce, sign_contribution
-from manyhands.network.blobs.manifest import manifest_of
+from manyhands.network.blobs.manifest import Manifest, manifest_of
 from manyhands.network.messages import MAX_REASON, Opening, SnapshotOffer, plain_text
 from manyhands.node.client.worker import WorkerLost
 
@@ -151,7 +151,7 @@ class Contributor:
         )
         node.tell("uploading", state="uploading", round=assignment.round)
         opening = Opening(assignment=assignment.id, round=assignment.round, update=update, nonce=nonce)
-        await self._upload(opening, path)
+        await self._upload(opening, path, manifest)
         contribution = Contribution(
             assignment=assignment.id,
             round=assignment.round,
@@ -166,13 +166,13 @@ class Contributor:
             node.files.adopt(path, update)  # it will be merged here too
         await node.connection.ask(Contributed(contribution=replace(contribution, signature=signature)))
 
-    async def _upload(self, allowed_by: Opening | SnapshotOffer, path: Path) -> None:
+    async def _upload(self, allowed_by: Opening | SnapshotOffer, path: Path, manifest: Manifest) -> None:
         """Upload, over as many sessions as it takes: each has to be told again what is coming."""
         node = self._node
         for attempt in range(UPLOAD_ATTEMPTS):
             await node.connection.ask(allowed_by)
             try:
-                await node.files.send(node.connection, path)
+                await node.files.send(node.connection, path, manifest)
             except (BlobError, ServerUnreachable, Refused):
                 if attempt == UPLOAD_ATTEMPTS - 1:
                     raise
@@ -219,7 +219,7 @@ class Contributor:
         try:
             manifest = await asyncio.to_thread(manifest_of, path)
             blob = manifest.ref
-            await self._upload(SnapshotOffer(round=at, blob=blob), path)
+            await self._upload(SnapshotOffer(round=at, blob=blob), path, manifest)
             snapshot = Snapshot(round=at, blob=blob, fingerprint=fingerprint)
             await node.connection.ask(SnapshotStored(by=node.options.identity.public, snapshot=snapshot))
         except (Refused, BlobError, ServerUnreachable) as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from manyhands.coordination.types import BlobRef, Closed
 from manyhands.errors import BlobError, Refused, ServerUnreachable
+from manyhands.network.blobs.manifest import Manifest
 from manyhands.network.blobs.transfer import download, upload
 from manyhands.network.connection import Connection
 from manyhands.node.directories import ParticipantDirectory
@@ -96,9 +97,9 @@ class ClientFiles:
                 path.unlink()
 
     # ------------------------------------------------------------------ up
-    async def send(self, connection: Connection, path: Path) -> None:
+    async def send(self, connection: Connection, path: Path, manifest: Manifest) -> None:
         """Upload a file as a blob; it is on the server's disk when this returns."""
-        await upload(connection.http, connection.holder, path, progress=self._count_up)
+        await upload(connection.http, connection.holder, path, manifest=manifest, progress=self._count_up)
 
     def _count_up(self, count: int) -> None:
         self.bytes_up += count
