@@ -80,6 +80,10 @@ class Besieged:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.programs: list[subprocess.Popen[bytes]] = []
+        self.honest = ""
+
+    def begin(self) -> None:
+        place = self.place
         (place / "plan.yaml").write_text(yaml.safe_dump(PLAN))
         self.start("server", "server", "run", "--plan", str(place / "plan.yaml"), "--port", str(self.port))
         self.until(lambda: self.view() or self.programs[0].poll() is not None, "the server to answer")
@@ -330,6 +334,7 @@ Attack = Callable[[Hostile], Awaitable[None]]
 def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
     made = Besieged(tmp_path_factory.mktemp("besieged"))
     try:
+        made.begin()
         yield made
         for name in ("server", "honest"):
             assert "Traceback" not in made.log(name), made.log(name)[-5000:]

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from manyhands.coordination.newcomers import fingerprint_at
 from manyhands.coordination.presence import is_live
 from manyhands.coordination.state import Entry, RunState
 from manyhands.coordination.types import (
@@ -111,6 +112,8 @@ def changes_nothing(state: RunState, key: ClientId, body: IntentBody) -> bool:
             open_ = entry is not None and entry.status == "opened" and entry.revealed
             return entry is None or not open_ or key in entry.witnesses | entry.objections
         case Fingerprinted():
+            if state.plan.topology == "star":
+                return fingerprint_at(state, body.round + 1) in (None, body.fingerprint)
             reported = state.fingerprints.get(body.round, {}).get(key)
             past = any(closed.closing.round == body.round for closed in state.history)
             return not past or reported == body.fingerprint
