@@ -160,6 +160,8 @@ class Client(Program):
 class House:
     """One server on one port, over as many lives as a test wants, and clients."""
 
+    program = Program
+
     def __init__(self, place: Path) -> None:
         self.place = place
         self.port = free_port()

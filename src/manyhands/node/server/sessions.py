@@ -1,8 +1,9 @@
 """A client's session with the server: sign-in, deliveries out, intents in.
 
-One WebSocket each. A session is admitted by the coordinator's rules (`may_join`); one that comes back as the same
-boot goes on after the last delivery that it has handled, even if the run was finished meanwhile; any other one
-joins anew. The token that the sign-in yields opens the blob routes, for this run and as long as the session lives.
+One WebSocket each. A session is admitted by the coordinator's rules (`may_join`). One that comes back as the same
+boot goes on after the last delivery that it has handled, even if the run was finished meanwhile; where it has
+handled none, or the log has them no more, it is told the situation anew. Neither is an event; any other boot joins.
+The token that the sign-in yields opens the blob routes, for this run and as long as the session lives.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import dataclass, field
 from fastapi import WebSocket, WebSocketDisconnect
 
 from manyhands.coordination.membership import may_join
-from manyhands.coordination.state import Client
-from manyhands.coordination.types import Closed, Joined
+from manyhands.coordination.newcomers import catch_up
+from manyhands.coordination.situations import situation
+from manyhands.coordination.types import CatchUp, Closed, Joined
 from manyhands.errors import ManyhandsError, ProtocolError, Refused, StorageError, UpdateError
 from manyhands.identity.canonical import sign_document
 from manyhands.identity.keys import Identity
@@ -40,6 +42,11 @@ from manyhands.node.server.intents import carry_out, give_up
 from manyhands.node.server.limits import Announced, MessageRate, SigningIn
 from manyhands.node.server.run_driver import Delivery, Mailbox, clock_ms
 from manyhands.node.server.served_run import ServedRun
+
+SITUATION = 1 << 30
+"""Deliveries (sequence, SITUATION + k) tell the situation after that event; the last of them is SITUATION_END. Who
+has seen that one has seen all of it; who was cut off before is told again."""
+SITUATION_END = (1 << 31) - 1
 
 log = logging.getLogger(__name__)
 
@@ -179,9 +186,7 @@ async def _admit(
 ) -> tuple[Session, Mailbox, list[Delivery]]:
     """Let a client in, or raise Refused. Returns what it has missed, if it can go on where it was."""
     driver, key = run.driver, hello.client
-    known = driver.state.clients.get(key)
-    resumed = hello.seen is not None and known is not None and _same_session(known, hello)
-    if not resumed:
+    if not _goes_on(run, hello):
         _check_may_join(run, hello)
     old = sessions.by_client.get((run.run_id, key))
     if old is not None:
@@ -197,7 +202,7 @@ async def _admit(
     )
     mailbox = driver.subscribe(key, is_client=True)
     try:
-        backlog = await _first_deliveries(hello, run, mailbox, resumed=resumed)
+        backlog, resumed = await _first_deliveries(hello, run, mailbox)
     except (StorageError, Refused) as error:
         driver.unsubscribe(mailbox)
         raise TryAgain(str(error)) from error
@@ -228,24 +233,42 @@ def _check_may_join(run: ServedRun, hello: Hello) -> None:
     raise (Refused if removed or stranger or state.phase == "failed" else TryAgain)(refusal)
 
 
-def _same_session(known: Client, hello: Hello) -> bool:
-    return known.boot == hello.boot and known.status in ("catching_up", "ready")
+def _goes_on(run: ServedRun, hello: Hello) -> bool:
+    """Whether this is the session that the coordinator knows, on another connection."""
+    known = run.driver.state.clients.get(hello.client)
+    return known is not None and known.boot == hello.boot and known.status in ("catching_up", "ready")
 
 
-async def _first_deliveries(
-    hello: Hello, run: ServedRun, mailbox: Mailbox, *, resumed: bool
-) -> list[Delivery]:
-    """What to send before the mailbox; the mailbox was opened before, so that nothing falls between."""
+async def _first_deliveries(hello: Hello, run: ServedRun, mailbox: Mailbox) -> tuple[list[Delivery], bool]:
+    """What to send before the mailbox, and whether that goes on after `hello.seen`.
+
+    The mailbox was opened before, so that nothing falls between. Raises Refused, StorageError.
+    """
     driver = run.driver
-    if resumed and hello.seen is not None:
-        return await driver.missed(hello.client, hello.seen)
+    if _goes_on(run, hello):
+        if hello.seen is not None and not SITUATION <= hello.seen[1] < SITUATION_END:
+            try:
+                return await driver.missed(hello.client, hello.seen), True
+            except StorageError as error:
+                log.info("%s is told the situation anew: %s", hello.client[:8], error)
+        return _situation(hello, run), False
     joined = Joined(client=hello.client, boot=hello.boot, label=hello.label, has_round=hello.has_round)
     sequence = await driver.submit(joined)
-    admitted = driver.state.clients.get(hello.client)
-    if admitted is None or not _same_session(admitted, hello):
+    if not _goes_on(run, hello):
         raise Refused("another process with this key was faster")
     waiting = [mailbox.queue.get_nowait() for _ in range(mailbox.queue.qsize())]
-    return [d for d in waiting if d is not None and d.sequence >= sequence]
+    return [d for d in waiting if d is not None and d.sequence >= sequence], False
+
+
+def _situation(hello: Hello, run: ServedRun) -> list[Delivery]:
+    """All that the client needs to know now; what the state says of its public is corrected by what it says."""
+    state = run.driver.state
+    bodies = [
+        catch_up(state, hello.has_round) if isinstance(body, CatchUp) else body
+        for body in situation(state, hello.client)
+    ]
+    numbers = [*range(SITUATION, SITUATION + len(bodies) - 1), SITUATION_END]
+    return [Delivery(sequence=state.sequence, n=n, body=b) for n, b in zip(numbers, bodies, strict=True)]
 
 
 async def _send(session: Session, mailbox: Mailbox, backlog: list[Delivery], identity: Identity) -> None:
