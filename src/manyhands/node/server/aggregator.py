@@ -2,7 +2,8 @@
 
 It is told what coordination decides (Merge, Advance, TakeSnapshot) and its answers become events. When it dies it
 is started again and told the situation anew: the accepted updates of the open round in their order, then the
-rest; what it had advanced durably before its death it recognizes and answers as it did.
+rest; what it had advanced durably before its death it recognizes and answers as it did. What it does only to have its
+sum again is no event.
 """
 
 from __future__ import annotations
@@ -120,6 +121,16 @@ class Aggregator:
             reason = str(error)[:500]
         except UpdateError as error:
             reason = str(error).replace(str(path), "the update")[:500]
+        if self._is_open(body):
+            await self._judge(body, reason, norm)
+
+    def _is_open(self, body: Merge) -> bool:
+        """Whether the coordinator still waits for a verdict: after a restart it has those of what is merged again."""
+        round_ = self._run.driver.state.rounds.get(body.round)
+        entry = round_.entries.get(body.assignment) if round_ is not None else None
+        return entry is not None and entry.status == "opened"
+
+    async def _judge(self, body: Merge, reason: str, norm: float | None) -> None:
         await self._run.driver.submit(
             Verdict(
                 by=AGGREGATOR,

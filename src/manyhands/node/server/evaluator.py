@@ -66,14 +66,15 @@ class Evaluator:
             round_number=body.snapshot.round,
             checkpoints=str(run.directory.parent / "checkpoints") if body.checkpoint else None,
         )
-        await run.driver.submit(
-            Evaluated(
-                round=body.snapshot.round,
-                loss=answer["loss"],
-                samples=answer["samples"],
-                metrics=answer["metrics"],
+        if body.snapshot.round not in run.driver.state.evaluations:  # else only the checkpoint is missing
+            await run.driver.submit(
+                Evaluated(
+                    round=body.snapshot.round,
+                    loss=answer["loss"],
+                    samples=answer["samples"],
+                    metrics=answer["metrics"],
+                )
             )
-        )
         if body.checkpoint:
             await run.driver.submit(Checkpointed(round=body.snapshot.round, path=answer["checkpoint"]))
 
