@@ -26,6 +26,8 @@ from manyhands.config import Settings
 from manyhands.coordination.types import (
     BlobRef,
     Body,
+    CatchUp,
+    Closed,
     Committed,
     Contributed,
     Fingerprinted,
@@ -39,9 +41,10 @@ from manyhands.errors import ProtocolError
 from manyhands.plan.schema import ClientKey, Identifier
 
 __all__ = [
-    "CLOSING_DOMAIN", "MAX_DELIVERY_BYTES", "MAX_MESSAGE_BYTES", "MAX_REASON", "MAX_TEXT", "PROTOCOL_VERSIONS", "Ack",
-    "Challenge", "Deliver", "EffectId", "Goodbye", "Heartbeat", "Hello", "Intent", "IntentBody", "Opening",
+    "MAX_DELIVERY_BYTES", "MAX_MESSAGE_BYTES", "MAX_REASON", "MAX_TEXT", "PROTOCOL_VERSIONS", "PUBLISHED_DOMAIN",
+    "Ack", "Challenge", "Deliver", "EffectId", "Goodbye", "Heartbeat", "Hello", "Intent", "IntentBody", "Opening",
     "Progress", "Proof", "Rejected", "SnapshotOffer", "Welcome", "encode", "from_client", "from_server", "plain_text",
+    "published",
 ]  # fmt: skip
 
 PROTOCOL_VERSIONS: Final = (1,)
@@ -57,8 +60,8 @@ MAX_TEXT: Final = 4096
 MAX_REASON: Final = 500
 """Longest reason that a server takes, in characters."""
 
-CLOSING_DOMAIN: Final = "manyhands closing v1"
-"""Of the server's signature under a closing."""
+PUBLISHED_DOMAIN: Final = "manyhands published v1"
+"""Of the server's signature under what changes public."""
 
 Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
@@ -184,7 +187,12 @@ class Deliver(Settings):
     id: EffectId
     body: Body
     signature: str = ""
-    """The server's signature of a closing; empty for other bodies."""
+    """The server's, over `published`, of bodies that change public (Closed, CatchUp); empty for the others."""
+
+
+def published(run_id: str, body: Closed | CatchUp) -> dict[str, Any]:
+    """What the server signs of what changes public: all of it, for this run alone."""
+    return {"run_id": run_id, "body": body}
 
 
 class Ack(Settings):

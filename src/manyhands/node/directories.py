@@ -1,7 +1,7 @@
 """Where a participant keeps its files: `runs/<run id>/<server | first 8 hex digits of its key>/`.
 
 One process at a time holds a directory (a lock that dies with it). Files are written aside, as `*.part`, and
-renamed; what is left of those is swept when the directory is opened.
+renamed; what is left of those is swept when the directory is opened, but for half-fetched blobs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class ParticipantDirectory:
         lock.flush()
         self._lock = lock
         for leftover in self.path.rglob("*.part"):
-            leftover.unlink()
+            if leftover.parent.name != "blobs":  # downloads go on where they were
+                leftover.unlink()
         return self
 
     def __exit__(

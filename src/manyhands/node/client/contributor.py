@@ -192,9 +192,7 @@ class Contributor:
             path = await node.files.fetch(node.connection, contribution.update)
             found = await node.worker.check(path, contribution.claims.norm)
             reason = found.replace(str(path), "the update")
-        except BlobError as error:
-            reason = f"could not be fetched: {error}"
-        except (Refused, ServerUnreachable) as error:
+        except (BlobError, Refused, ServerUnreachable) as error:
             node.tell("refused", f"the update of {contribution.assignment}: {error}", level="warning")
             return
         verdict = Verdict(

@@ -31,12 +31,20 @@ from manyhands.coordination.types import (
     TakeSnapshot,
     Work,
 )
-from manyhands.errors import Interrupted, ManyhandsError, Refused
+from manyhands.errors import (
+    BlobError,
+    Interrupted,
+    ManyhandsError,
+    ProtocolError,
+    Refused,
+    StorageError,
+    UpdateError,
+)
 from manyhands.identity.canonical import verify_document
 from manyhands.identity.keys import Identity
 from manyhands.identity.known_servers import pin
 from manyhands.network.connection import Connection, Terms
-from manyhands.network.messages import CLOSING_DOMAIN, Deliver
+from manyhands.network.messages import PUBLISHED_DOMAIN, Deliver, published
 from manyhands.node.client.contributor import Contributor
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.worker import ClientWorker
@@ -224,6 +232,8 @@ class ClientNode:
     async def _handle(self, delivery: Deliver) -> bool:
         """True when the run is over."""
         body = delivery.body
+        if isinstance(body, Closed | CatchUp):
+            self._check_signature(body, delivery.signature)
         match body:
             case CatchUp():
                 await self._catch_up(body)
@@ -232,12 +242,6 @@ class ClientNode:
             case Abandon():
                 self.contributor.abandon(body.assignment)
             case Closed():
-                if not verify_document(
-                    self.connection.server, CLOSING_DOMAIN, body.closing, delivery.signature
-                ):
-                    raise Refused(
-                        f"the closing of round {body.closing.round} does not carry the server's signature"
-                    )
                 await self._close(body)
             case Reveal():
                 for contribution in body.contributions:
@@ -252,6 +256,12 @@ class ClientNode:
                 self.tell("dismissed", body.reason)
                 await self._start_over()
         return False
+
+    def _check_signature(self, body: Closed | CatchUp, signature: str) -> None:
+        document = published(self.options.run_id, body)
+        if not verify_document(self.connection.server, PUBLISHED_DOMAIN, document, signature):
+            what = "a snapshot" if isinstance(body, CatchUp) else f"the closing of round {body.closing.round}"
+            raise Refused(f"{what} of run '{self.options.run_id}' does not carry the server's signature")
 
     def _phase(self, body: PhaseChanged) -> bool:
         self.tell("phase", f"the run is {body.phase.replace('_', ' ')}: {body.reason}", phase=body.phase)
@@ -273,12 +283,17 @@ class ClientNode:
                 "catching_up", f"loading the snapshot at round {body.snapshot.round}", state="catching up"
             )
             path = await self.files.fetch(self.connection, body.snapshot.blob)
-            await self.worker.load(body.snapshot, path)
+            try:
+                await self.worker.load(body.snapshot, path)
+            except (BlobError, UpdateError, StorageError) as error:
+                path.unlink(missing_ok=True)
+                raise BlobError(f"{error}. It was deleted here; start again to fetch it anew") from error
             self.round = body.snapshot.round
         for closed in body.closed:
             if not await self._apply(closed):
                 return
-        assert self.round is not None, "a CatchUp without a snapshot to a client that holds nothing"
+        if self.round is None:
+            raise ProtocolError("the server sent no snapshot to a client that holds nothing: report this")
         self.connection.has_round = self.round
         await self._say_ready()
 
@@ -315,6 +330,8 @@ class ClientNode:
             )
         if differs:
             self.tell("drift", f"public differs from the run's after round {number}: fetching it anew")
+            for path in paths:  # one of them may be damaged here
+                path.unlink(missing_ok=True)
             self.round = None
             await self._start_over()
             return False

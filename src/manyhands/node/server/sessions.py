@@ -19,13 +19,13 @@ from fastapi import WebSocket, WebSocketDisconnect
 from manyhands.coordination.membership import may_join
 from manyhands.coordination.newcomers import catch_up
 from manyhands.coordination.situations import situation
-from manyhands.coordination.types import CatchUp, Closed, Joined
+from manyhands.coordination.types import CatchUp, Closed, Dismissed, Joined
 from manyhands.errors import ManyhandsError, ProtocolError, Refused, StorageError, UpdateError
 from manyhands.identity.canonical import sign_document
 from manyhands.identity.keys import Identity
 from manyhands.network import messages
 from manyhands.network.messages import (
-    CLOSING_DOMAIN,
+    PUBLISHED_DOMAIN,
     Ack,
     Deliver,
     Goodbye,
@@ -96,7 +96,7 @@ async def serve_client(
     try:
         async with sessions.signing_in.one():
             hello, run = await _sign_in(socket, runs, identity)
-        session, mailbox, backlog = await _admit(socket, hello, run, sessions)
+        session, mailbox, backlog, welcome = await _admit(socket, hello, run, sessions)
     except Refused as error:
         final = not isinstance(error, TryAgain)
         finished = isinstance(error, NothingToDo)
@@ -111,6 +111,7 @@ async def serve_client(
     except WebSocketDisconnect:
         return
     try:
+        await socket.send_text(messages.encode(welcome))
         await _first_to_end(
             asyncio.create_task(_send(session, mailbox, backlog, identity)),
             asyncio.create_task(_receive(session)),
@@ -183,8 +184,8 @@ async def _text(socket: WebSocket) -> str:
 
 async def _admit(
     socket: WebSocket, hello: Hello, run: ServedRun, sessions: Sessions
-) -> tuple[Session, Mailbox, list[Delivery]]:
-    """Let a client in, or raise Refused. Returns what it has missed, if it can go on where it was."""
+) -> tuple[Session, Mailbox, list[Delivery], Welcome]:
+    """Let a client in, or raise Refused; whoever calls ends the session. With what the client is to hear first."""
     driver, key = run.driver, hello.client
     if not _goes_on(run, hello):
         _check_may_join(run, hello)
@@ -206,6 +207,9 @@ async def _admit(
     except (StorageError, Refused) as error:
         driver.unsubscribe(mailbox)
         raise TryAgain(str(error)) from error
+    except asyncio.CancelledError:
+        driver.unsubscribe(mailbox)
+        raise
     sessions.add(session)
     driver.heard(key)
     welcome = Welcome(
@@ -215,8 +219,7 @@ async def _admit(
         heartbeat_s=min(0.5, run.descriptor.plan.rounds.suspected_after_s / 4),
         resumed=resumed,
     )
-    await socket.send_text(messages.encode(welcome))
-    return session, mailbox, backlog
+    return session, mailbox, backlog, welcome
 
 
 def _check_may_join(run: ServedRun, hello: Hello) -> None:
@@ -272,20 +275,30 @@ def _situation(hello: Hello, run: ServedRun) -> list[Delivery]:
 
 
 async def _send(session: Session, mailbox: Mailbox, backlog: list[Delivery], identity: Identity) -> None:
+    """What was missed, then what comes; ends with the mailbox, or when the client is put out for good."""
     last = (-1, -1)
     for delivery in backlog:
         last = (delivery.sequence, delivery.n)
-        await session.socket.send_text(messages.encode(_message(delivery, identity)))
+        await _deliver(session, delivery, identity)
     while (next_one := await mailbox.get()) is not None:
         if (next_one.sequence, next_one.n) <= last:
             continue
-        await session.socket.send_text(messages.encode(_message(next_one, identity)))
+        await _deliver(session, next_one, identity)
+        if isinstance(next_one.body, Dismissed) and next_one.body.final:
+            await _close(session.socket, Goodbye(reason=next_one.body.reason, final=True))
+            return
     await _close(session.socket, Goodbye(reason="the server is going down", final=False))
 
 
-def _message(delivery: Delivery, identity: Identity) -> Deliver:
-    body = delivery.body
-    signature = sign_document(identity, CLOSING_DOMAIN, body.closing) if isinstance(body, Closed) else ""
+async def _deliver(session: Session, delivery: Delivery, identity: Identity) -> None:
+    message = _message(delivery, session.run.run_id, identity)
+    await session.socket.send_text(messages.encode(message))
+
+
+def _message(delivery: Delivery, run_id: str, identity: Identity) -> Deliver:
+    body, signature = delivery.body, ""
+    if isinstance(body, Closed | CatchUp):
+        signature = sign_document(identity, PUBLISHED_DOMAIN, messages.published(run_id, body))
     return Deliver(id=(delivery.sequence, delivery.n), body=body, signature=signature)
 
 
