@@ -191,15 +191,15 @@ def test_rounds_that_counted_nothing_are_moved_over(make, scene, tmp_path):
     found = Aggregation(plan, parameters, tmp_path / "a", first)
     merge_all(found, closing_of(make, plan, 0), updates)
     at = found.fingerprint
-    found.move_on(2)
+    found.move_on(2, at)
     assert (found.round, found.merged, found.fingerprint) == (2, (), at)
     found = Aggregation(plan, parameters, tmp_path / "a", first)
     assert found.round == 2
     closing = closing_of(make, plan, 2)
     merge_all(found, closing, updates)
     fingerprint = found.advance(closing, tmp_path / "change")
-    for behind in (0, 2, 3):
-        found.move_on(behind)
+    for behind, known in ((0, at), (2, at), (3, fingerprint)):
+        found.move_on(behind, known)
     assert found.advance(closing, tmp_path / "change") == fingerprint
     other = Aggregation(plan, parameters, tmp_path / "b", first)
     for number in (0, 1):
@@ -287,3 +287,110 @@ def test_a_broken_state_file_is_an_error_and_not_a_new_run(scene, tmp_path, text
     (tmp_path / "a" / module.STATE).write_text(text)
     with pytest.raises(StorageError, match=r"state\.json"):
         Aggregation(plan, parameters, tmp_path / "a", first)
+
+
+# ------------------------------------------------------------------------- what the coordinator knows
+RUN = {"run_id": "run", "plan_hash": "a" * 64}
+
+
+def standing_at(make, scene, directory, rounds):
+    """An aggregator's directory after so many closings; the fingerprint after each of them."""
+    plan, parameters, first, updates = scene
+    found = Aggregation(plan, parameters, directory, first, **RUN)
+    at = [found.fingerprint]
+    for number in range(rounds):
+        closing = closing_of(make, plan, number)
+        merge_all(found, closing, updates)
+        at.append(found.advance(closing, directory / "out"))
+    found.close()
+    return at
+
+
+def test_a_directory_that_is_where_the_run_is_goes_on(make, scene, tmp_path):
+    plan, parameters, first, _ = scene
+    at = standing_at(make, scene, tmp_path / "a", 2)
+    found = Aggregation(plan, parameters, tmp_path / "a", first, **RUN)
+    found.stand_at(2, at[2])
+    assert found.round == 2
+    found.stand_at(4, at[2])  # two rounds that counted nothing
+    assert found.round == 4
+
+
+def test_an_empty_directory_is_refused_in_the_middle_of_a_run(make, scene, tmp_path):
+    plan, parameters, first, updates = scene
+    at = standing_at(make, scene, tmp_path / "a", 2)
+    found = Aggregation(plan, parameters, tmp_path / "lost", first, **RUN)
+    told = rf"at round 2 with the fingerprint {at[2][:16]}.*at round 0 with {at[0][:16]}.*Restore.*new run"
+    with pytest.raises(StorageError, match=told):
+        found.stand_at(2, at[2])
+    with pytest.raises(StorageError, match=told):
+        found.move_on(2, at[2])
+    assert found.round == 0
+    with pytest.raises(UpdateError):
+        found.merge("2-0", updates["2-0"], round_number=2, weight=1, norm=None)
+
+
+def test_a_directory_that_is_ahead_is_only_right_for_the_closing_that_it_applied(make, scene, tmp_path):
+    plan, parameters, first, _ = scene
+    at = standing_at(make, scene, tmp_path / "a", 2)
+    found = Aggregation(plan, parameters, tmp_path / "a", first, **RUN)
+    closing = closing_of(make, plan, 1)
+    found.stand_at(1, at[1], closing=closing)
+    assert found.advance(closing, tmp_path / "change") == at[2]
+    for known in (None, make.closing(plan, 1, {"1-0": "one"}), closing_of(make, plan, 0)):
+        with pytest.raises(StorageError, match="at round 1 with"):
+            found.stand_at(1, at[1], closing=known)
+    with pytest.raises(StorageError, match="at round 0 with"):
+        found.stand_at(0, at[0], closing=closing_of(make, plan, 0))
+
+
+def test_a_snapshot_stands_in_for_a_lost_directory_if_nothing_else_was_in_it(make, scene, tmp_path):
+    """Plain SGD outside keeps no state; then public is all there is."""
+    _, parameters, first, updates = scene
+    plan = make.plan(
+        codec={"name": "int8", "block": 16}, local={"control_variate": True}, outer={"name": "sgd"}
+    )
+    plain = (plan, parameters, first, updates)
+    at = standing_at(make, plain, tmp_path / "a", 2)
+    before = Aggregation(plan, parameters, tmp_path / "a", first, **RUN)
+    before.snapshot(tmp_path / "snapshot")
+    found = Aggregation(plan, parameters, tmp_path / "lost", first, **RUN)
+    with pytest.raises(StorageError, match="Restore"):
+        found.stand_at(2, at[2], snapshot=first)  # one that is not of this round
+    found.stand_at(2, at[2], snapshot=tmp_path / "snapshot")
+    assert (found.round, found.fingerprint) == (2, at[2])
+    found = Aggregation(plan, parameters, tmp_path / "lost", first, **RUN)
+    closing = closing_of(make, plan, 2)
+    for one in (before, found):
+        one.stand_at(2, at[2])
+        merge_all(one, closing, updates)
+    assert found.advance(closing, tmp_path / "1") == before.advance(closing, tmp_path / "2")
+
+
+def test_a_snapshot_does_not_stand_in_for_the_state_of_an_outer_optimizer(make, scene, tmp_path):
+    plan, parameters, first, _ = scene
+    at = standing_at(make, scene, tmp_path / "a", 2)
+    Aggregation(plan, parameters, tmp_path / "a", first, **RUN).snapshot(tmp_path / "snapshot")
+    found = Aggregation(plan, parameters, tmp_path / "lost", first, **RUN)
+    with pytest.raises(StorageError, match="Restore"):
+        found.stand_at(2, at[2], snapshot=tmp_path / "snapshot")
+
+
+@pytest.mark.parametrize("other", [{"run_id": "other"}, {"plan_hash": "b" * 64}], ids=["run", "plan"])
+def test_the_directory_of_another_run_is_refused(make, scene, tmp_path, other):
+    plan, parameters, first, _ = scene
+    standing_at(make, scene, tmp_path / "a", 1)
+    with pytest.raises(StorageError, match=r"holds run 'run' of plan aaaa.*restore"):
+        Aggregation(plan, parameters, tmp_path / "a", first, **(RUN | other))
+
+
+def test_a_file_of_public_that_was_exchanged_is_refused(make, scene, tmp_path):
+    plan, parameters, first, _ = scene
+    at = standing_at(make, scene, tmp_path / "a", 2)
+    slot = {p.name: p for p in (tmp_path / "a").glob("public-*")}
+    swapped = [p.read_bytes() for p in slot.values()]
+    for path, content in zip(slot.values(), reversed(swapped), strict=True):
+        path.write_bytes(content)
+    found = Aggregation(plan, parameters, tmp_path / "a", first, **RUN)
+    with pytest.raises(StorageError, match="damaged"):
+        found.stand_at(2, at[2])

@@ -8,7 +8,7 @@ this machine, so that all are equally fast and a simulation is the same each tim
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from manyhands.coordination.types import (
     Evaluate,
     Evaluated,
     Event,
+    Fingerprint,
     Fingerprinted,
     Merge,
     Ready,
@@ -131,10 +132,19 @@ class SimulatedClient:
 
 
 class SimulatedAggregator:
-    """The aggregator of a star, around the one that a networked run has."""
+    """The aggregator of a star, around the one that a networked run has.
 
-    def __init__(self, stage: Stage, scratch: Scratch, directory: Path) -> None:
-        self._scratch = scratch
+    `public_at`: the fingerprint that the coordinator knows of public after so many closings.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        scratch: Scratch,
+        directory: Path,
+        public_at: Callable[[int], Fingerprint | None],
+    ) -> None:
+        self._scratch, self._public_at = scratch, public_at
         self._aggregation = Aggregation(stage.plan, stage.parameters, directory, stage.first_snapshot)
 
     def receive(self, body: Body, now_ms: int) -> list[Happening]:
@@ -143,13 +153,13 @@ class SimulatedAggregator:
                 event: Event = self._merge(body)
             case Advance():
                 path = self._scratch.new("change")
-                self._aggregation.move_on(body.closing.round)
+                self._aggregation.move_on(body.closing.round, self._public_at(body.closing.round))
                 fingerprint = self._aggregation.advance(body.closing, path)
                 change = self._scratch.keep(path)
                 event = Advanced(round=body.closing.round, change=change, fingerprint=fingerprint)
             case TakeSnapshot():
                 path = self._scratch.new("snapshot")
-                self._aggregation.move_on(body.round)
+                self._aggregation.move_on(body.round, self._public_at(body.round))
                 fingerprint = self._aggregation.snapshot(path)
                 event = _stored(AGGREGATOR, body.round, self._scratch, path, fingerprint)
             case _:
@@ -157,7 +167,7 @@ class SimulatedAggregator:
         return [(now_ms, event)]
 
     def _merge(self, body: Merge) -> Verdict:
-        self._aggregation.move_on(body.round)
+        self._aggregation.move_on(body.round, self._public_at(body.round))
         reason, norm = "", None
         try:
             norm = self._aggregation.merge(

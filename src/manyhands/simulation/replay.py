@@ -132,6 +132,7 @@ class _Replay:
     def __init__(self, run: RecordedRun, stage: Stage, scratch: Path) -> None:
         self._stage, self._scratch = stage, scratch
         self._participant = stage.participant(run.first_snapshot)
+        self._fingerprint = self._participant.fingerprint()
         self._locals = _LocalStates(run.rounds)
         self._aggregation: Aggregation | None = None
         if stage.plan.topology == "star":
@@ -150,6 +151,7 @@ class _Replay:
         fingerprint = self._close(recorded, paths)
         for path in paths.values():
             path.unlink()
+        self._fingerprint = fingerprint
         return ReplayedRound(round=closing.round, recorded=recorded.fingerprint, replayed=fingerprint)
 
     def _work(self, work: RecordedWork, recorded: RecordedRound, paths: dict[str, Path]) -> None:
@@ -186,7 +188,7 @@ class _Replay:
         """As the aggregator did; the file of the change."""
         assert self._aggregation is not None
         closing = recorded.closing
-        self._aggregation.move_on(closing.round)
+        self._aggregation.move_on(closing.round, self._fingerprint)
         claims = {work.assignment.id: work.claims for work in recorded.works}
         for counted, path in zip(closing.counted, updates, strict=True):
             claimed = claims[counted.assignment]

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from manyhands.coordination.machine import Tick, initial_state, next_deadline, tick
+from manyhands.coordination.newcomers import fingerprint_at
 from manyhands.coordination.records import Record
 from manyhands.coordination.snapshots import kept_blobs
 from manyhands.coordination.state import Round, RunState
@@ -145,7 +146,10 @@ class World:
         self._evaluator = SimulatedEvaluator(stage, self._files)
         self._aggregator: SimulatedAggregator | None = None
         if plan.topology == "star":
-            self._aggregator = SimulatedAggregator(stage, self._files, scratch / "aggregator")
+            place = scratch / "aggregator"
+            self._aggregator = SimulatedAggregator(
+                stage, self._files, place, lambda closings: fingerprint_at(self.state, closings)
+            )
         self._on_round = on_round
         self._queue: list[tuple[int, int, Event]] = []  # due, order of arrival, what
         self._arrived = 0

@@ -5,6 +5,9 @@ writes the other ones, makes them durable, and then replaces `state.json`: that 
 leaves before it is written over; after it, `advance` of the same closing gives the recorded result again. Sums are
 in memory only: after a restart the round's updates are merged anew, with the same bits.
 
+The directory belongs to one run, and what it holds is compared with what the coordinator knows: a directory that was
+lost, exchanged or restored from an old backup is refused, since going on from it would change the run in silence.
+
 Not for several threads at once. One aggregation per directory; the caller holds its lock.
 """
 
@@ -14,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +35,15 @@ from manyhands.updates.outer import advance_arrays
 from manyhands.updates.tensorfile import TensorFile
 
 STATE = "state.json"
+_TELL = "Restore this directory as it was, or start a new run."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _State:
     """What is valid in the directory. `slot` 0 or 1 names the files; `counted` are the last closing's."""
 
+    run_id: str
+    plan_hash: str
     round: int
     slot: int
     fingerprint: str
@@ -56,7 +62,8 @@ class _Added:
 class Aggregation:
     """Merges and advances one run in `directory`; starts from `first_public`, or goes on from what was committed.
 
-    Raises PlanError, UpdateError (the first snapshot does not fit) or StorageError.
+    Raises PlanError, UpdateError (the first snapshot does not fit) or StorageError (among others, when the directory
+    is that of another run).
     """
 
     def __init__(
@@ -66,6 +73,8 @@ class Aggregation:
         directory: Path,
         first_public: Path,
         *,
+        run_id: str = "",
+        plan_hash: str = "",
         threads: int | None = None,
     ) -> None:
         check_supported(plan)
@@ -75,7 +84,14 @@ class Aggregation:
         directory.mkdir(parents=True, exist_ok=True)
         state = self._recorded()
         if state is None:
-            state = self._begin(first_public)
+            fingerprint = self._fill(0, first_public)
+            state = _State(run_id=run_id, plan_hash=plan_hash, round=0, slot=0, fingerprint=fingerprint)
+            self._commit(state)
+        elif (state.run_id, state.plan_hash) != (run_id, plan_hash):
+            raise StorageError(
+                f"{directory} holds run '{state.run_id}' of plan {state.plan_hash[:16]}...; expected run '{run_id}' "
+                f"of plan {plan_hash[:16]}...: restore this run's directory, or start a new run"
+            )
         self._state = state
         self._open_slot()
 
@@ -124,15 +140,60 @@ class Aggregation:
         self._added.append(_Added(assignment=assignment, weight=weight, factor=factor, norm=found))
         return found
 
-    def move_on(self, round_number: int) -> None:
-        """The closings before `round_number` that were not advanced counted nothing: `public` is what it was.
+    def stand_at(
+        self,
+        round_number: int,
+        fingerprint: str | None,
+        *,
+        closing: Closing | None = None,
+        snapshot: Path | None = None,
+    ) -> None:
+        """After a start: see that this is where the coordinator is, or raise StorageError.
 
-        What was merged meanwhile is forgotten. Nothing happens when the aggregator is there already, or further.
+        `public` must have `fingerprint` after `round_number` closings. `closing`: of that round, where it is closed
+        and not yet recorded as advanced; then it may have been applied here already. `snapshot`: of `public` at
+        `round_number`; a directory that is behind starts from it if the outer optimizer keeps no state.
         """
+        found = snapshots.fingerprint_of(self._public.arrays, threads=self._threads).hex
+        if found != self.fingerprint:
+            raise StorageError(
+                f"public in {self._directory} has the fingerprint {found[:16]}..., its {STATE} says "
+                f"{self.fingerprint[:16]}...: the files are damaged. {_TELL}"
+            )
+        if (
+            closing is not None
+            and self.round == round_number + 1
+            and _counted(closing) == self._state.counted
+        ):
+            return
+        if self.round > round_number:
+            raise self._elsewhere(round_number, fingerprint)
+        behind = self.round < round_number and self.fingerprint != fingerprint
+        if behind and snapshot is not None and not wire.outer_schema(self._plan, self._parameters):
+            self._start_from(snapshot, round_number, fingerprint)
+        self.move_on(round_number, fingerprint)
+
+    def move_on(self, round_number: int, fingerprint: str | None) -> None:
+        """`public` has `fingerprint` after `round_number` closings: so the coordinator says, and so it must be here.
+
+        Closings before that were not advanced here counted nothing: `public` is what it was, and what was merged
+        meanwhile is forgotten. Raises StorageError where the fingerprint is another one: then closings that did
+        count are missing here. Nothing happens when the aggregator is further already.
+        """
+        if round_number < self.round:
+            return
+        if fingerprint != self.fingerprint:
+            raise self._elsewhere(round_number, fingerprint)
         if round_number > self.round:
-            state = self._state
-            self._commit(_State(round=round_number, slot=state.slot, fingerprint=state.fingerprint))
+            self._commit(replace(self._state, round=round_number, change=False, counted=()))
             self.restart_round()
+
+    def _elsewhere(self, round_number: int, fingerprint: str | None) -> StorageError:
+        expected = "unknown" if fingerprint is None else f"{fingerprint[:16]}..."
+        return StorageError(
+            f"the run is at round {round_number} with the fingerprint {expected}; {self._directory} is at round "
+            f"{self.round} with {self.fingerprint[:16]}...: it was lost, exchanged, or is an old copy. {_TELL}"
+        )
 
     def restart_round(self) -> None:
         """Forget the sum: the round's updates are to be merged anew."""
@@ -161,7 +222,8 @@ class Aggregation:
         fingerprint = self._apply(closing, change_path) if counted else self.fingerprint
         slot = 1 - self._state.slot if counted else self._state.slot
         self._commit(
-            _State(
+            replace(
+                self._state,
                 round=closing.round + 1,
                 slot=slot,
                 fingerprint=fingerprint,
@@ -171,9 +233,7 @@ class Aggregation:
         )
         self.restart_round()
         if counted:
-            self._public.close()
-            self._outer.close()
-            self._open_slot()
+            self._reopen()
             self._forget_changes(closing.round)
         return fingerprint
 
@@ -232,15 +292,34 @@ class Aggregation:
             _hand_out(self._change_file(closing.round), change_path)
         return self.fingerprint
 
-    def _begin(self, first_public: Path) -> _State:
-        """Slot 0 from the first snapshot and outer state of zeros."""
-        first = snapshots.load_arrays(first_public, self._plan, self._parameters)
+    def _start_from(self, snapshot: Path, round_number: int, fingerprint: str | None) -> None:
+        """`public` from a snapshot, if it is the right one; nothing of what was here is left then."""
+        slot = 1 - self._state.slot
+        found = self._fill(slot, snapshot)
+        if found != fingerprint:
+            return
+        self._commit(
+            replace(
+                self._state,
+                round=round_number,
+                slot=slot,
+                fingerprint=found,
+                change=False,
+                counted=(),
+            )
+        )
+        self.restart_round()
+        self._reopen()
+
+    def _fill(self, slot: int, snapshot: Path) -> str:
+        """A slot from a snapshot and outer state of zeros, durable; the fingerprint."""
+        first = snapshots.load_arrays(snapshot, self._plan, self._parameters)
         with (
             tensorfile.create(
-                self._slot("public", 0), wire.snapshot_schema(self._plan, self._parameters)
+                self._slot("public", slot), wire.snapshot_schema(self._plan, self._parameters)
             ) as public,
             tensorfile.create(
-                self._slot("outer", 0), wire.outer_schema(self._plan, self._parameters)
+                self._slot("outer", slot), wire.outer_schema(self._plan, self._parameters)
             ) as outer,
         ):
             for name, array in public.arrays.items():
@@ -248,10 +327,12 @@ class Aggregation:
             for array in outer.arrays.values():
                 array.fill(0)
             tensorfile.flush_all(public, outer)
-            fingerprint = snapshots.fingerprint_of(public.arrays, threads=self._threads).hex
-        state = _State(round=0, slot=0, fingerprint=fingerprint)
-        self._commit(state)
-        return state
+            return snapshots.fingerprint_of(public.arrays, threads=self._threads).hex
+
+    def _reopen(self) -> None:
+        self._public.close()
+        self._outer.close()
+        self._open_slot()
 
     def _open_slot(self) -> None:
         plan, parameters, slot = self._plan, self._parameters, self._state.slot
