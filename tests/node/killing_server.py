@@ -15,7 +15,6 @@ delivered, where each life was killed, and with which state each one began.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -95,8 +94,7 @@ class Life:
         async def patched_start(driver: RunDriver, *arguments: Any) -> None:
             await start(driver, *arguments)
             self.immune = driver.state.phase == "finished"
-            digest = hashlib.sha256(dump_state(driver.state)).hexdigest()
-            self.note(began=driver.state.sequence, state=digest)
+            self.note(began=driver.state.sequence, state=dump_state(driver.state).decode())
 
         RunLog.append = patched_append  # type: ignore[method-assign]
         RunDriver._deliver = patched_deliver  # type: ignore[method-assign]

@@ -183,8 +183,10 @@ class Contributor:
 
     # ------------------------------------------------------------------ mesh
     async def witness(self, contribution: Contribution) -> None:
-        """Fetch a revealed update, check it, and say what was found. One that is not to be had gets no verdict."""
+        """Fetch a revealed update of somebody else, check it, and say what was found, if it was to be had."""
         node = self._node
+        if contribution.client == node.options.identity.public:
+            return  # nobody judges his own
         if contribution.update is None or contribution.claims is None:
             return
         reason = ""

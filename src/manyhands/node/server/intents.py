@@ -109,8 +109,10 @@ def changes_nothing(state: RunState, key: ClientId, body: IntentBody) -> bool:
             )
         case Verdict():
             entry = _entry(state, body.round, body.assignment)
-            open_ = entry is not None and entry.status == "opened" and entry.revealed
-            return entry is None or not open_ or key in entry.witnesses | entry.objections
+            if entry is None or entry.status != "opened" or not entry.revealed:
+                return True
+            asked = key in state.rounds[body.round].witnesses and key != entry.assignment.client
+            return not asked or key in entry.witnesses | entry.objections
         case Fingerprinted():
             if state.plan.topology == "star":
                 return fingerprint_at(state, body.round + 1) in (None, body.fingerprint)
