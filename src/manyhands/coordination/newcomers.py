@@ -15,7 +15,8 @@ def catch_up(state: RunState, has_round: int | None) -> CatchUp:
         complete = len(since) == state.closed_rounds - has_round
         if complete and len(since) <= 1 + len(since_snapshot):
             return CatchUp(snapshot=None, closed=since, round=state.closed_rounds)
-    return CatchUp(snapshot=latest, closed=since_snapshot, round=state.closed_rounds)
+    earlier = tuple(closed.closing for closed in state.history if closed.closing.round < latest.round)
+    return CatchUp(snapshot=latest, closed=since_snapshot, round=state.closed_rounds, earlier=earlier)
 
 
 def fingerprint_at(state: RunState, closings: int) -> Fingerprint | None:

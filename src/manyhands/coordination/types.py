@@ -371,11 +371,15 @@ class Closed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatchUp:
-    """To a client that joined: start from `snapshot` (None: what it holds will do), apply `closed`, say Ready."""
+    """To a client that joined: start from `snapshot` (None: what it holds will do), apply `closed`, say Ready.
+
+    `earlier`: the closings before the snapshot that are still remembered; they settle what the client had sent.
+    """
 
     snapshot: Snapshot | None
     closed: tuple[Closed, ...]
     round: int  # closings that public has seen when done
+    earlier: tuple[Closing, ...] = ()
     kind: Literal["catch_up"] = "catch_up"
 
 

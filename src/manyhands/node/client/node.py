@@ -284,7 +284,7 @@ class ClientNode:
             )
             path = await self.files.fetch(self.connection, body.snapshot.blob)
             try:
-                await self.worker.load(body.snapshot, path)
+                await self.worker.load(body.snapshot, path, body.earlier)
             except (BlobError, UpdateError, StorageError) as error:
                 path.unlink(missing_ok=True)
                 raise BlobError(f"{error}. It was deleted here; start again to fetch it anew") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +80,14 @@ class ClientWorker:
             self._process.abandon(assignment)
 
     # ------------------------------------------------------------------ operations
-    async def load(self, snapshot: Snapshot, path: Path) -> None:
-        """Public (in a mesh also outer) from a snapshot; raises BlobError if it is not the one named."""
+    async def load(self, snapshot: Snapshot, path: Path, earlier: Sequence[Closing]) -> None:
+        """Public (in a mesh also outer) from a snapshot; raises BlobError if it is not the one named.
+
+        `earlier`: closings before it, which settle what the local state has pending.
+        """
         self._base, self._applied = (snapshot, path), []
+        heard = {closing.round for closing in self._closings}
+        self._closings.extend(closing for closing in earlier if closing.round not in heard)
         await self._call("load", **self._load_arguments(snapshot, path))
         self._forget()
 
