@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from manyhands.coordination.situations import situation
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 class Evaluator:
     """Its process is started for the first snapshot and lives as long as the run is served."""
 
-    def __init__(self, run: ServedRun) -> None:
-        self._run = run
+    def __init__(self, run: ServedRun, allowed_tasks: Sequence[str] = ()) -> None:
+        self._run, self._allowed_tasks = run, list(allowed_tasks)
         self._worker: WorkerProcess | None = None
 
     @property
@@ -92,6 +93,7 @@ class Evaluator:
                 descriptor=run.descriptor.model_dump(mode="json"),
                 directory=str(run.directory / "evaluator"),
                 materials=materials,
+                allowed_tasks=self._allowed_tasks,
             )
         except WorkerError:
             await self._worker.stop()

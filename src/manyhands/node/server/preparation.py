@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,13 @@ def find_run(database: Database, plan: Plan, run_id: str | None) -> StoredRun | 
 
 
 async def prepare_run(
-    database: Database, blobs: BlobStore, identity: Identity, plan: Plan, run_id: str | None, runs: Path
+    database: Database,
+    blobs: BlobStore,
+    identity: Identity,
+    plan: Plan,
+    run_id: str | None,
+    runs: Path,
+    allowed_tasks: Sequence[str] = (),
 ) -> str:
     """Make a new run and store it; returns its id. Raises DataError, PlanError; then nothing of it is left.
 
@@ -60,7 +67,8 @@ async def prepare_run(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        await _prepare(database, blobs, identity, plan, run_id, work)
+        made = await _made(plan, work, allowed_tasks)
+        await _store(database, blobs, identity, plan, run_id, made)
     except BaseException as error:
         if fresh and not isinstance(error, WorkerError):
             shutil.rmtree(place, ignore_errors=True)
@@ -70,19 +78,31 @@ async def prepare_run(
     return run_id
 
 
-async def _prepare(
-    database: Database, blobs: BlobStore, identity: Identity, plan: Plan, run_id: str, work: Path
-) -> None:
+async def _made(plan: Plan, work: Path, allowed_tasks: Sequence[str]) -> dict[str, Any]:
+    """Materials and first snapshot as files in `work`, and what the descriptor says of them."""
     worker = await WorkerProcess.start(
         "manyhands.node.workers.prepare_worker", log=work.parent / "logs" / "prepare.log"
     )
     try:
         made: dict[str, Any] = await worker.call(
-            "prepare", plan=plan.model_dump(mode="json"), directory=str(work)
+            "prepare",
+            plan=plan.model_dump(mode="json"),
+            directory=str(work),
+            allowed_tasks=list(allowed_tasks),
         )
+        return made
     finally:
         await worker.stop()
 
+
+async def _store(
+    database: Database,
+    blobs: BlobStore,
+    identity: Identity,
+    plan: Plan,
+    run_id: str,
+    made: dict[str, Any],
+) -> None:
     refs: dict[str, BlobRef] = {}
     for name, path in {**made["materials"], "": made["first_snapshot"]}.items():
         refs[name] = await asyncio.to_thread(blobs.put_file, Path(path), move=True)

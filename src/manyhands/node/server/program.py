@@ -105,7 +105,9 @@ async def _open_run(
     stored = await asyncio.to_thread(find_run, database, plan, options.run_id)
     if stored is None:
         options.on_event({"kind": "preparing", "text": "preparing the run's data and first weights"})
-        run_id = await prepare_run(database, blobs, identity, plan, options.run_id, runs)
+        run_id = await prepare_run(
+            database, blobs, identity, plan, options.run_id, runs, options.allowed_tasks
+        )
         stored = await asyncio.to_thread(get_run, database, run_id)
     descriptor = RunDescriptor.model_validate_json(stored.descriptor)
     directory = runs / descriptor.run_id / "server"
@@ -158,7 +160,10 @@ async def _serve_run(
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    programs = {asyncio.create_task(Evaluator(run).run()), asyncio.create_task(forget_old_updates(run))}
+    programs = {
+        asyncio.create_task(Evaluator(run, options.allowed_tasks).run()),
+        asyncio.create_task(forget_old_updates(run)),
+    }
     if run.descriptor.plan.topology == "star":
         programs.add(asyncio.create_task(Aggregator(run).run()))
     with _uvicorn_without_signals(server):

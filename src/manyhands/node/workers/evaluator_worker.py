@@ -19,7 +19,13 @@ NICENESS = 10
 class EvaluatorWorker:
     """Operations that the node calls by name."""
 
-    def open(self, descriptor: dict[str, Any], directory: str, materials: dict[str, str]) -> None:
+    def open(
+        self,
+        descriptor: dict[str, Any],
+        directory: str,
+        materials: dict[str, str],
+        allowed_tasks: list[str],
+    ) -> None:
         """`materials`: where the blobs are; the task sees them under their names in `directory`."""
         with contextlib.suppress(OSError):  # nobody's work waits for this process
             os.nice(NICENESS)
@@ -36,7 +42,7 @@ class EvaluatorWorker:
             from manyhands.tasks.registry import family_of
 
             torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-            self._task = family_of(self._run.plan).open(self._run.plan, place)
+            self._task = family_of(self._run.plan, allowed=allowed_tasks).open(self._run.plan, place)
             self._model = self._task.build_model()
 
     def evaluate(self, snapshot: str, round_number: int, checkpoints: str | None) -> dict[str, Any]:

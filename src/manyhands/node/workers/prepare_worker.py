@@ -11,11 +11,11 @@ from manyhands.tasks.registry import family_of
 from manyhands.updates.participant import first_public, save_public
 
 
-def prepare(plan: dict[str, Any], directory: str) -> dict[str, Any]:
+def prepare(plan: dict[str, Any], directory: str, allowed_tasks: list[str]) -> dict[str, Any]:
     """Files by name, the parameter table, the number of samples, and the first snapshot with its fingerprint."""
     parsed = Plan.model_validate(plan)
     place = Path(directory)
-    made = family_of(parsed).prepare(parsed, place)
+    made = family_of(parsed, allowed=allowed_tasks).prepare(parsed, place)
     public = first_public(parsed, made.parameters, made.first_weights)
     snapshot = place / "first-snapshot.safetensors"
     fingerprint = save_public(public, snapshot)
