@@ -109,3 +109,15 @@ def test_a_loss_that_is_not_finite_stops_the_training(world: Any, tmp_path: Path
 def test_a_plan_without_local_steps_is_refused(world: Any, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"'gradient'.*local.kind=steps"):
         train(world.with_local(kind="gradient"), tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("proximal", 0.01), ("control_variate", True)], ids=["proximal", "control_variate"]
+)
+def test_terms_that_tie_clients_together_are_refused(
+    world: Any, tmp_path: Path, setting: str, value: Any
+) -> None:
+    """They would have no effect here: a training that ignored them would not be what the plan says."""
+    with pytest.raises(PlanError, match=rf"local\.{setting} is {value}"):
+        train(world.with_local(**{setting: value}), tmp_path, device="cpu")
+    assert not (tmp_path / "events.jsonl").exists()

@@ -92,6 +92,16 @@ def train(
             f"local.kind is {plan.local.kind!r}: training on this machine alone takes optimizer steps; set "
             "local.kind=steps with local.optimizer, or run the plan with a server"
         )
+    ties: tuple[tuple[str, bool | float, str], ...] = (
+        ("local.proximal", plan.local.proximal, "0"),
+        ("local.control_variate", plan.local.control_variate, "false"),
+    )
+    for setting, value, off in ties:
+        if value:
+            raise PlanError(
+                f"{setting} is {value}: it ties clients to each other, and one machine alone has nobody to be tied "
+                f"to; set {setting}={off} here, or run the plan with a server"
+            )
     if resume is None and checkpoints(directory / "checkpoints"):
         raise ManyhandsError(
             f"{directory} holds checkpoints of an earlier training: resume from it, or choose another directory"
