@@ -4,7 +4,7 @@ import pytest
 
 from manyhands.coordination.types import BlobRef
 from manyhands.errors import StorageError
-from manyhands.storage.blob_index import BlobIndex
+from manyhands.storage.blob_index import BlobIndex, BlobKind
 from manyhands.storage.database import Database
 from manyhands.storage.runs import create_run
 
@@ -53,16 +53,31 @@ def test_only_what_nobody_needs_is_deletable(index: BlobIndex, database: Databas
     index.add(ref(4), "snapshot")
     index.add(ref(5), "update", round=1)  # another run uses it, even if as an old update there
     other.add(ref(5), "update", round=0)
-    index.add(ref(6), "change", round=0)  # not an update
+    index.add(ref(6), "change", round=0)  # of a kind that is not asked for
     index.add(ref(7), "update")  # of no round
     index.add(ref(8), "update", round=1)
-    assert index.deletable_updates(2) == [ref(1).blob, ref(8).blob]
-    assert index.deletable_updates(0) == []
+    index.add(ref(9), "material")
+    assert index.deletable({"update": 2}) == [ref(1).blob, ref(8).blob]
+    assert index.deletable({"update": 0}) == []
+    assert index.deletable({}) == []
 
     index.add(ref(8), "update", round=6)  # renewed between the question and the forgetting
-    index.forget_updates([ref(1).blob, ref(8).blob], 2)
+    index.forget([ref(1).blob, ref(8).blob], {"update": 2})
     assert index.get(ref(1).blob) == []
     assert [blob.round for blob in index.get(ref(8).blob)] == [6]
-    assert index.deletable_updates(2) == []
-    index.forget_updates([ref(5).blob], 2)
-    assert other.deletable_updates(1) == [ref(5).blob]
+    assert index.deletable({"update": 2}) == []
+    index.forget([ref(5).blob], {"update": 2})
+    assert other.deletable({"update": 1}) == [ref(5).blob]
+
+
+def test_every_kind_has_its_own_limit(index: BlobIndex) -> None:
+    for number in range(4):
+        index.add(ref(10 + number), "change", round=number)
+        index.add(ref(20 + number), "snapshot", round=number)
+    index.add(ref(10), "update", round=2)  # the same bytes, for another purpose
+    limits: dict[BlobKind, int] = {"change": 3, "snapshot": 1, "update": 2}
+    assert index.deletable(limits) == [ref(20).blob, ref(11).blob, ref(12).blob]
+    assert index.deletable({**limits, "update": 3})[0] == ref(10).blob
+    assert index.deletable({**limits, "update": 3}).count(ref(10).blob) == 1
+    index.forget([ref(11).blob, ref(13).blob], limits)
+    assert [blob.round for blob in index.all("change")] == [0, 2, 3]

@@ -9,7 +9,7 @@ when no row needs it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -90,33 +90,34 @@ class BlobIndex:
         with self._database.read() as connection:
             return connection.execute(sa.select(sa.func.sum(each.c.size_bytes))).scalar() or 0
 
-    def deletable_updates(self, before_round: int) -> list[BlobId]:
-        """Updates that only rounds before `before_round` have used, and nothing else in any run."""
+    def deletable(self, before: Mapping[BlobKind, int]) -> list[BlobId]:
+        """Blobs that only rounds before `before[kind]` have used, and nothing else in any run; oldest first.
+
+        A kind that `before` does not name, or a blob of no round, is never deletable.
+        """
         old, other = blobs.alias("old"), blobs.alias("other")
         kept = (
             sa.select(sa.literal(1))
             .where(other.c.blob == old.c.blob)
-            .where(sa.not_(sa.and_(other.c.run_id == self.run_id, _is_old_update(other, before_round))))
+            .where(sa.not_(sa.and_(other.c.run_id == self.run_id, _is_old(other, before))))
         )
         query = (
             sa.select(old.c.blob)
-            .where(old.c.run_id == self.run_id, _is_old_update(old, before_round))
+            .where(old.c.run_id == self.run_id, _is_old(old, before))
             .where(~sa.exists(kept))
             .order_by(old.c.round, old.c.blob)
         )
         with self._database.read() as connection:
-            return list(connection.execute(query).scalars())
+            return list(dict.fromkeys(connection.execute(query).scalars()))
 
-    def forget_updates(self, names: Iterable[BlobId], before_round: int) -> None:
-        """Remove the rows of updates whose files were deleted; rows that a later round has renewed stay."""
+    def forget(self, names: Iterable[BlobId], before: Mapping[BlobKind, int]) -> None:
+        """Remove the rows of blobs whose files were deleted; rows that a later round has renewed stay."""
         wanted = list(names)
         with self._database.write() as connection:
             for name in wanted:
                 connection.execute(
                     blobs.delete().where(
-                        blobs.c.blob == name,
-                        blobs.c.run_id == self.run_id,
-                        _is_old_update(blobs, before_round),
+                        blobs.c.blob == name, blobs.c.run_id == self.run_id, _is_old(blobs, before)
                     )
                 )
 
@@ -136,5 +137,6 @@ class BlobIndex:
         ]
 
 
-def _is_old_update(table: sa.FromClause, before_round: int) -> sa.ColumnElement[bool]:
-    return sa.and_(table.c.kind == "update", table.c.round.is_not(None), table.c.round < before_round)
+def _is_old(table: sa.FromClause, before: Mapping[BlobKind, int]) -> sa.ColumnElement[bool]:
+    of_kinds = [sa.and_(table.c.kind == kind, table.c.round < limit) for kind, limit in before.items()]
+    return sa.and_(table.c.round.is_not(None), sa.or_(sa.false(), *of_kinds))

@@ -35,7 +35,7 @@ from manyhands.node.server.evaluator import Evaluator
 from manyhands.node.server.http import BlobGuard, api_routes
 from manyhands.node.server.limits import Bodies, PromptHttp
 from manyhands.node.server.preparation import find_run, prepare_run
-from manyhands.node.server.retention import forget_old_updates
+from manyhands.node.server.retention import forget_old_blobs
 from manyhands.node.server.run_driver import RunDriver
 from manyhands.node.server.served_run import ServedRun
 from manyhands.node.server.sessions import Sessions, serve_client
@@ -162,7 +162,7 @@ async def _serve_run(
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     programs = {
         asyncio.create_task(Evaluator(run, options.allowed_tasks).run()),
-        asyncio.create_task(forget_old_updates(run)),
+        asyncio.create_task(forget_old_blobs(run)),
     }
     if run.descriptor.plan.topology == "star":
         programs.add(asyncio.create_task(Aggregator(run).run()))

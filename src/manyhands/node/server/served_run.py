@@ -34,6 +34,8 @@ class ServedRun:
     maximum_update_bytes: int = field(init=False)
     maximum_snapshot_bytes: int = field(init=False)
     readable: set[str] = field(default_factory=set)
+    keeping: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a file becomes a blob, and while old blobs are deleted."""
 
     def __post_init__(self) -> None:
         plan, parameters = self.descriptor.plan, self.descriptor.parameters
@@ -46,8 +48,9 @@ class ServedRun:
 
     async def keep_file(self, path: Path, kind: BlobKind, round_number: int | None) -> BlobRef:
         """Put a file of the server's own among the blobs (moving it), durable on return."""
-        ref = await asyncio.to_thread(self.blobs.put_file, path, move=True)
-        await self.register_blob(ref, kind, round_number)
+        async with self.keeping:
+            ref = await asyncio.to_thread(self.blobs.put_file, path, move=True)
+            await self.register_blob(ref, kind, round_number)
         return ref
 
     async def register_blob(self, ref: BlobRef, kind: BlobKind, round_number: int | None) -> None:
@@ -56,7 +59,7 @@ class ServedRun:
             self.readable.add(ref.blob)
 
     def may_read(self, blob: str) -> bool:
-        """Materials, snapshots and changes always; updates only in a mesh, once their round has revealed them."""
+        """Materials, snapshots and changes while they are kept; updates only in a mesh, once they are revealed."""
         if blob in self.readable:
             return True
         return self.descriptor.plan.topology == "mesh" and blob in self._revealed()
