@@ -188,7 +188,10 @@ class RunDriver:
             self._mailboxes.remove(mailbox)
 
     async def missed(self, recipient: str, seen: tuple[int, int]) -> list[Delivery]:
-        """What went to a client after the delivery `seen`, from the log."""
+        """What went to a client after the delivery `seen`, from the log.
+
+        Raises StorageError when some of it has been dropped: effects older than the last state snapshot but one are.
+        """
         effects = await asyncio.to_thread(self._log.effects_after, recipient, seen)
         return [Delivery(sequence=e.sequence, n=e.n, body=e.effect.body) for e in effects]
 
@@ -239,8 +242,6 @@ class RunDriver:
             keep,
             phase=state.phase if state.phase != self.state.phase else None,
         )
-        if keep is not None:
-            self._snapshot_at = keep.sequence
         self.state = state
         self.records += records
         for record in effects:
@@ -250,6 +251,9 @@ class RunDriver:
                 future.set_result(event_record.sequence)
         async with self.changed:
             self.changed.notify_all()
+        if keep is not None:
+            before, self._snapshot_at = self._snapshot_at, keep.sequence
+            await asyncio.to_thread(self._log.compact, self._epoch, before)
 
     def _deliver(self, effect: NumberedEffect) -> None:
         delivery = Delivery(sequence=effect.sequence, n=effect.n, body=effect.effect.body)
