@@ -54,9 +54,9 @@ def check_runnable(plan: Plan, allowed_targets: Collection[str] = ()) -> None:
     if isinstance(plan.task, CustomTask) and plan.task.target not in allowed_targets:
         allowed = ", ".join(sorted(allowed_targets)) or "none"
         raise PlanError(
-            f"'task.target' is '{plan.task.target}': the plan names code to run, and this client runs only "
+            f"'task.target' is '{plan.task.target}': the plan names code to run, and this program runs only "
             f"built-in tasks and those that its owner has allowed (allowed: {allowed}). Read that code, and "
-            f"if you trust it, start the client again and allow it by this name."
+            f"if you trust it, start again with --allow-task {plan.task.target}."
         )
 
 
