@@ -47,10 +47,11 @@ def descriptor_of(stage: Stage, first: BlobRef, materials: dict[str, Material], 
     )
 
 
-def record(plan: Plan, data: Path, scratch: Path) -> Simulated:
+def record(plan: Plan, data: Path, scratch: Path, *, micro_batch: int | None = None) -> Simulated:
     """What a server leaves of a run: the log in its database, and the materials and first weights among its blobs."""
     scratch.mkdir()
     stage = Stage.prepare(plan, scratch / "materials")
+    stage.trainer.micro_batch_size = micro_batch
     simulated = World(stage, client_keys(plan, 2), scratch).run()
     data.mkdir()
     blobs, identity = BlobStore(data / "blobs"), ephemeral()
@@ -124,6 +125,22 @@ def star(make_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory) -> Recor
     place = tmp_path_factory.mktemp("altered")
     record(make_plan("diloco", {"rounds": {"total": 2}, "local": {"steps": 3}}), place / "d", place / "s")
     return RecordedRun.open(RUN, place / "d")
+
+
+def test_work_in_micro_batches_is_replayed_in_the_same_ones(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan("diloco", {"rounds": {"total": 2}, "local": {"steps": 3}})
+    record(plan, tmp_path / "d", tmp_path / "s", micro_batch=3)
+    run = RecordedRun.open(RUN, tmp_path / "d")
+    works = [work for recorded in run.rounds for work in recorded.works]
+    assert {work.claims.micro_batch for work in works if work.claims is not None} == {3}
+
+    assert simulate(ledger=run).equal
+
+    def all_at_once(work: RecordedWork) -> RecordedWork:
+        assert work.claims is not None
+        return replace(work, claims=replace(work.claims, micro_batch=0))
+
+    assert not simulate(ledger=_altered(run, 0, all_at_once)).equal, "then it would not matter"
 
 
 def test_another_range_of_data_is_noticed(star: RecordedRun) -> None:

@@ -98,6 +98,7 @@ class Claims:
     work_ms: int = 0
     start: str = "fresh"  # local state at the start: "fresh", or the assignment id after which it was
     threads: int = 0  # torch threads of the work, for replay
+    micro_batch: int = 0  # samples of a forward pass, for replay; 0: all of a step at once
     device: str = "cpu"
 
 

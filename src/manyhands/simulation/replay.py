@@ -1,9 +1,9 @@
 """`simulate(ledger=...)`: a networked run again, from its record, to the same bits.
 
 All work that was sent is done anew, each from the local state that its client named as its start, with the seed of
-its assignment and the threads that were claimed; the recorded closings merge it. Equal fingerprints after every
-round then show that nothing but the plan, the data and the ledger went into the model. (Local work is only
-repeatable on the same kind of machine; the path from updates to public is exact everywhere.)
+its assignment, and the threads and micro-batches that were claimed; the recorded closings merge it. Equal
+fingerprints after every round then show that nothing but the plan, the data and the ledger went into the model.
+(Local work is only repeatable on the same kind of machine; the path from updates to public is exact everywhere.)
 """
 
 from __future__ import annotations
@@ -160,6 +160,9 @@ class _Replay:
         path = self._scratch / f"{assignment.id}.safetensors"
         if work.claims is not None and work.claims.threads:
             torch.set_num_threads(work.claims.threads)
+        self._stage.trainer.micro_batch_size = (
+            None if work.claims is None else work.claims.micro_batch or None
+        )
         try:
             self._participant.local = self._locals.before(work)
             self._participant.work(assignment, recorded.terms, path)

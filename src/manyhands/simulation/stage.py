@@ -81,8 +81,14 @@ class Stage:
 
     def participant(self, snapshot: Path, round_number: int = 0) -> Participant:
         """A new one, whose public is a snapshot taken after so many closings; its local state is fresh."""
-        device = str(self.trainer.device)
-        made = Participant(self.plan, self.parameters, self.trainer, load_public(snapshot), device=device)
+        made = Participant(
+            self.plan,
+            self.parameters,
+            self.trainer,
+            load_public(snapshot),
+            device=str(self.trainer.device),
+            micro_batch=self.trainer.micro_batch_size or 0,
+        )
         made.load_public(snapshot, round_number)
         return made
 

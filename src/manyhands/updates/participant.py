@@ -31,7 +31,8 @@ from manyhands.updates.views import as_arrays, as_tensors
 class Participant:
     """One client of one run. `trainer` may be None for one that never works: an observer.
 
-    `round` counts the closings that `public` has seen. Raises PlanError for plans that are not carried out yet.
+    `micro_batch` (0: all of a step at once) and `device` are what the trainer uses, for the claims. `round` counts
+    the closings that `public` has seen. Raises PlanError for plans that are not carried out yet.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class Participant:
         round_number: int = 0,
         torch_free: bool = False,
         device: str = "cpu",
+        micro_batch: int = 0,
     ) -> None:
         functions.check_supported(plan)
         self._plan, self._parameters, self._trainer = plan, parameters, trainer
-        self._torch_free, self._device = torch_free, device
+        self._torch_free, self._device, self._micro_batch = torch_free, device, micro_batch
         self._public = _expected(snapshots.public_arrays(public), plan, parameters)
         self._outer = outer or Outer()
         self._merger: Merger | None = None
@@ -109,6 +111,7 @@ class Participant:
             work_ms=work_ms,
             start=update.start,
             threads=_threads(self._torch_free),
+            micro_batch=self._micro_batch,
             device=self._device,
         )
 

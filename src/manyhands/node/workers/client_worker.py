@@ -79,6 +79,7 @@ class ClientWorker:
                 self._trainer,
                 load_public(Path(path)),
                 device=str(self._trainer.device),
+                micro_batch=self._trainer.micro_batch_size or 0,
             )
             self._load_local()
         found = self._participant.load_public(Path(path), round)
