@@ -12,6 +12,7 @@ import pytest
 from manyhands.errors import WorkerError
 from manyhands.ui.bench.harness import Measured, Measurement, row, run_one
 from manyhands.ui.bench.registry import GROUPS
+from manyhands.ui.bench.swarm import opening_intervals
 from manyhands.ui.commands.bench import GROUPS as NAMES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,6 +59,16 @@ def test_every_registered_function_exists() -> None:
         "round_overhead_128mb",
         "replay_equal",
     }
+
+
+def test_a_round_lasts_until_the_next_one_opens() -> None:
+    """What comes after the closing is published is in it: fetching the change, applying it, Ready."""
+    ledger = [
+        {"opened_ms": 1_000, "published_ms": 1_200},
+        {"opened_ms": 1_500, "published_ms": 1_600},
+        {"opened_ms": 2_100, "published_ms": 2_200},
+    ]
+    assert opening_intervals(ledger) == [500, 600]
 
 
 def test_a_measurement_that_fails_says_why() -> None:
