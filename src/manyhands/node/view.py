@@ -20,8 +20,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from manyhands.errors import ProtocolError
 
-VIEW_VERSION = 1
-
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

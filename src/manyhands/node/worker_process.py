@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ class WorkerProcess:
         module: str,
         *,
         log: Path,
-        environment: Mapping[str, str] | None = None,
         on_notice: Callable[[dict[str, Any]], None] | None = None,
     ) -> WorkerProcess:
         """Start `python -m module`. Its output goes to `log`; the first lines of a failure come back in errors."""
@@ -67,7 +66,6 @@ class WorkerProcess:
                 stdout=output,
                 stderr=output,
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, **(environment or {})},
                 start_new_session=True,  # a Ctrl-C in the terminal is the node's to handle
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT_BYTES)

@@ -5,7 +5,7 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -78,7 +78,3 @@ class TaskFamily(Protocol):
     def open(self, plan: Plan, materials: Path) -> Task:
         """Open a task from a directory that holds the materials. Reads nothing else."""
         ...
-
-
-def names_of(parameters: Sequence[Parameter]) -> list[str]:
-    return [parameter.name for parameter in parameters]
