@@ -324,7 +324,10 @@ def house(tmp_path: Path) -> Iterator[House]:
     try:
         yield made
         made.close()
-        until(lambda: not made.leftovers(), "the workers to end with their programs", 15)
+        end = time.monotonic() + 15
+        while left := made.leftovers():
+            assert time.monotonic() < end, f"workers outlived their programs: {[p.cmdline() for p in left]}"
+            time.sleep(0.05)
         for log in tmp_path.glob("*.log"):
             text = log.read_text(errors="replace")
             assert "Traceback" not in text, f"{log.name}:\n{text[-4000:]}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,26 @@ def test_a_worker_that_stands_still_is_ended_too(tmp_path: Path) -> None:
         assert "signal 9" in worker.last_words()
 
     asyncio.run(stopped())
+
+
+@pytest.mark.parametrize("last_words", [b"", b'{"op": "load", "id": 1, "argu', b"no request\n"])
+def test_a_worker_ends_with_its_node_however_that_went(tmp_path: Path, last_words: bytes) -> None:
+    """With an answer that nobody has read the worker sees a reset of the connection, not its end."""
+    ours, theirs = socket.socketpair()
+    with (tmp_path / "worker.log").open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", WORKER, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdout=log,
+            stderr=log,
+        )
+    theirs.close()
+    try:
+        ours.sendall(b'{"op": "nonsense", "id": 1, "arguments": {}}\n')
+        assert b"started" in ours.recv(1000, socket.MSG_PEEK)  # left unread
+        ours.sendall(last_words)
+        ours.close()
+        assert worker.wait(BOUND_S) == 0
+    finally:
+        worker.kill()
+        worker.wait()

@@ -7,6 +7,7 @@ outlives its node. Operations run one after the other in the main thread.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -57,12 +58,14 @@ class Channel:
                 self._send({"id": request["id"], "error": text, "type": "WorkerError"})
 
     def _control(self) -> None:
-        for line in self._reader:
-            request = json.loads(line)
-            if request["op"] == "abandon":
-                self._abandoned.add(request["arguments"]["assignment"])
-            else:
-                self._requests.put(request)
+        """Until the node is gone, however it went: killed, it leaves a half line, or a reset instead of an end."""
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._reader:
+                request = json.loads(line)
+                if request["op"] == "abandon":
+                    self._abandoned.add(request["arguments"]["assignment"])
+                else:
+                    self._requests.put(request)
         os._exit(0)
 
     def _send(self, message: dict[str, Any]) -> None:
