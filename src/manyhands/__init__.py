@@ -112,7 +112,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     module = _WHERE.get(name)
     if module is None:
-        raise AttributeError(f"module 'manyhands' has no attribute '{name}'; public names: {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'manyhands' has no attribute '{name}'; public names: {', '.join(__all__)}"
+        )
     return getattr(importlib.import_module(module), name)
 
 
