@@ -11,7 +11,39 @@ import pytest
 
 import manyhands
 
-PUBLIC = ["ClientOptions", "Codec", "CustomTask", "Data", "DummyTask", "Evaluation", "Identity", "InnerOptimizer", "LanguageModelTask", "LocalWork", "ManyhandsError", "Membership", "Merge", "OuterOptimizer", "Plan", "RecordedRun", "Replayed", "Rounds", "Schedule", "ServerOptions", "Simulated", "TextSource", "Tokenizer", "TrainResult", "__version__", "join", "load_plan", "resolve", "serve", "simulate", "train"]
+PUBLIC = [
+    "ClientOptions",
+    "Codec",
+    "CustomTask",
+    "Data",
+    "DummyTask",
+    "Evaluation",
+    "Identity",
+    "InnerOptimizer",
+    "LanguageModelTask",
+    "LocalWork",
+    "ManyhandsError",
+    "Membership",
+    "Merge",
+    "OuterOptimizer",
+    "Plan",
+    "RecordedRun",
+    "Replayed",
+    "Rounds",
+    "Schedule",
+    "ServerOptions",
+    "Simulated",
+    "TextSource",
+    "Tokenizer",
+    "TrainResult",
+    "__version__",
+    "join",
+    "load_plan",
+    "resolve",
+    "serve",
+    "simulate",
+    "train",
+]
 
 
 def test_the_public_names_are_these() -> None:
