@@ -316,7 +316,13 @@ class ClientNode:
             self.tell("behind", f"round {self.round} is missing before round {number}: catching up")
             await self._start_over()
             return False
-        paths = await self.files.fetch_closed(self.connection, closed)
+        try:
+            paths = await self.files.fetch_closed(self.connection, closed)
+        except (BlobError, Refused) as error:  # deleted meanwhile: there is a newer snapshot
+            self.tell("behind", f"round {number} cannot be fetched any more: {error}", level="warning")
+            self.round = None
+            await self._start_over()
+            return False
         fingerprint = await self.worker.close(closed, paths)
         self.round = number + 1
         self.connection.has_round = self.round
