@@ -110,7 +110,7 @@ def test_a_server_and_a_client_run_nobodys_code_unasked(house: Any) -> None:
     house.plan(PLAN)
     server = house.server(wait=False)
     assert server.ended() == 3
-    assert "allow it by this name" in server.text()
+    assert "--allow-task somebodys_lines:FAMILY" in server.text()
     house.server("--allow-task", TARGET)
     client = house.client("ann", "--allow-task", "somebody_elses:FAMILY")
     assert client.ended() == 3, client.text()
