@@ -247,3 +247,25 @@ def test_who_was_away_when_the_run_finished_still_hears_of_it(
     away.send(signal.SIGCONT)
     assert away.ended() == 0, away.text()
     assert away.said("finished")
+
+
+def test_a_snapshot_that_the_disk_has_spoiled(house: Any, dummy_plan: dict[str, Any]) -> None:
+    """Whoever needs it says so and ends; those who have it go on, and the next snapshot is sound again."""
+    house.plan(
+        dummy_plan, {"rounds.total": 500, "task.delay_s": 0.3, "rounds.snapshot_every": 400, "membership.min_clients": 1}
+    )
+    house.server()
+    ann = house.client("ann")
+    house.until_closed(1)
+    (snapshot,) = (
+        path for path in _objects(house) if path.stat().st_size > 900_000 and path.stat().st_mtime < _oldest(house)
+    )
+    with snapshot.open("r+b") as file:
+        file.seek(500_000)
+        file.write(b"spoiled")
+    ben = house.client("ben")
+    assert ben.ended() == 10, ben.text()
+    assert snapshot.name[:16] in ben.text()
+    before = house.closed()
+    house.until_closed(before + 2)
+    assert ann.process.poll() is None
