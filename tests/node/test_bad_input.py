@@ -14,6 +14,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from manyhands.plan.descriptor import RunDescriptor
+from manyhands.storage.database import open_database
+from manyhands.storage.events import RunLog
+from manyhands.storage.runs import get_run
+
 
 # --------------------------------------------------------------------------------------- starting a server
 @pytest.mark.parametrize(
@@ -250,22 +255,44 @@ def test_who_was_away_when_the_run_finished_still_hears_of_it(
 
 
 def test_a_snapshot_that_the_disk_has_spoiled(house: Any, dummy_plan: dict[str, Any]) -> None:
-    """Whoever needs it says so and ends; those who have it go on, and the next snapshot is sound again."""
-    house.plan(
-        dummy_plan, {"rounds.total": 500, "task.delay_s": 0.3, "rounds.snapshot_every": 400, "membership.min_clients": 1}
-    )
+    """Whoever needs it says so and ends; those who have it go on."""
+    changes = {"rounds.total": 500, "task.delay_s": 0.3, "rounds.snapshot_every": 400}
+    house.plan(dummy_plan, {**changes, "membership.min_clients": 1})
     house.server()
     ann = house.client("ann")
     house.until_closed(1)
-    (snapshot,) = (
-        path for path in _objects(house) if path.stat().st_size > 900_000 and path.stat().st_mtime < _oldest(house)
-    )
-    with snapshot.open("r+b") as file:
+    database = open_database(house.server_home / "server" / "manyhands.db", create=False)
+    name = RunDescriptor.model_validate_json(get_run(database, "run").descriptor).first_snapshot.blob
+    database.close()
+    with (house.server_home / "server" / "blobs" / "objects" / name[:2] / name).open("r+b") as file:
         file.seek(500_000)
         file.write(b"spoiled")
     ben = house.client("ben")
     assert ben.ended() == 10, ben.text()
-    assert snapshot.name[:16] in ben.text()
+    assert name in ben.text()
     before = house.closed()
     house.until_closed(before + 2)
     assert ann.process.poll() is None
+
+
+def test_a_directory_in_use_and_a_run_that_was_taken_over(house: Any, dummy_plan: dict[str, Any]) -> None:
+    """One server at a time owns a run. The clients of one that has lost it wait for the one that has it."""
+    house.plan(dummy_plan, {"rounds.total": 500, "task.delay_s": 0.3, "membership.min_clients": 1})
+    server, client = house.server(), house.client("ann")
+    house.until_closed(1)
+    plan = ("--plan", str(house.plan_file), "--port", "0")
+    beside = house.command("server", "run", *plan)
+    assert beside.returncode == 1
+    assert f"in use by process {server.pid}" in beside.stderr
+    assert "another directory" in beside.stderr
+
+    database = open_database(house.server_home / "server" / "manyhands.db", create=False)
+    RunLog(database, "run").acquire("127.0.0.1:9")
+    database.close()
+    assert server.ended(30) == 9
+    assert "it is now at 127.0.0.1:9" in server.text()
+    house.server()  # takes it over in its turn
+    before = house.closed()
+    house.until_closed(before + 2)
+    assert client.process.poll() is None
+    assert "rejoined" not in house.incidents(client)

@@ -31,8 +31,8 @@ class ParticipantDirectory:
             holder = lock.read().strip() or "unknown"
             lock.close()
             raise ManyhandsError(
-                f"{self.path} is in use by process {holder}: the same key takes part in this run from here already. "
-                "Stop that process, or use another key (`manyhands client new-identity`)."
+                f"{self.path} is in use by process {holder}, which does the same thing with the same files. "
+                "Stop that process, or use another key (a client) or another directory (a server)."
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
