@@ -114,6 +114,11 @@ class Connection:
         finally:
             self._waiting.pop(intent.id, None)
 
+    @property
+    def session(self) -> Welcome | None:
+        """The live session, another object after each sign-in; None while there is none."""
+        return self.welcome if self._connected.is_set() else None
+
     async def until_connected(self) -> None:
         await self._connected.wait()
 

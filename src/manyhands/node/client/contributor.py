@@ -27,6 +27,7 @@ from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachab
 from manyhands.identity.contributions import commit, new_nonce, sign_contribution
 from manyhands.network.blobs.manifest import Manifest, manifest_of
 from manyhands.network.messages import MAX_REASON, Opening, SnapshotOffer, plain_text
+from manyhands.node.client.files import Attempts
 from manyhands.node.client.worker import WorkerLost
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from manyhands.node.client.node import ClientNode
 
-UPLOAD_ATTEMPTS = 8
 FAILURES_IN_A_ROW = 3
 """After so many pieces of work that failed a client ends: it costs the others more than it gives."""
 
@@ -169,17 +169,14 @@ class Contributor:
     async def _upload(self, allowed_by: Opening | SnapshotOffer, path: Path, manifest: Manifest) -> None:
         """Upload, over as many sessions as it takes: each has to be told again what is coming."""
         node = self._node
-        for attempt in range(UPLOAD_ATTEMPTS):
+        attempts = Attempts(node.connection)
+        while True:
+            await attempts.begin()
             await node.connection.ask(allowed_by)
             try:
-                await node.files.send(node.connection, path, manifest)
-            except (BlobError, ServerUnreachable, Refused):
-                if attempt == UPLOAD_ATTEMPTS - 1:
-                    raise
-                await asyncio.sleep(0.3 * (attempt + 1))
-                await node.connection.until_connected()
-            else:
-                return
+                return await node.files.send(node.connection, path, manifest)
+            except (BlobError, ServerUnreachable, Refused) as error:
+                await attempts.failed(error)
 
     # ------------------------------------------------------------------ mesh
     async def witness(self, contribution: Contribution) -> None:

@@ -13,13 +13,37 @@ import shutil
 from pathlib import Path
 
 from manyhands.coordination.types import BlobRef, Closed
-from manyhands.errors import BlobError, Refused, ServerUnreachable
+from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable
 from manyhands.network.blobs.manifest import Manifest
 from manyhands.network.blobs.transfer import download, upload
 from manyhands.network.connection import Connection
 from manyhands.node.directories import ParticipantDirectory
 
 ATTEMPTS = 8
+BLOB_ATTEMPTS = 3
+"""Of a blob that is wrong or not there: that is no fault of the way."""
+
+
+class Attempts:
+    """Counts what a transfer may still try. What fails because its session has ended costs nothing: a server that is
+    started again and again, or a weak line, only takes longer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._session = connection.session
+        self._left = 1.0
+
+    async def begin(self) -> None:
+        await self._connection.until_connected()
+        self._session = self._connection.session
+
+    async def failed(self, error: ManyhandsError) -> None:
+        """Wait a while; raises the error when it was tried often enough."""
+        if self._session is not None and self._connection.session is self._session:
+            self._left -= 1 / (BLOB_ATTEMPTS if isinstance(error, BlobError) else ATTEMPTS)
+            if self._left < 0.01:
+                raise error
+        await asyncio.sleep(0.3 + 2.0 * (1.0 - self._left))
 
 
 class ClientFiles:
@@ -69,17 +93,14 @@ class ClientFiles:
         path = self.blobs / ref.blob
         if path.exists():
             return path
-        for attempt in range(ATTEMPTS):
-            await connection.until_connected()
+        attempts = Attempts(connection)
+        while True:
+            await attempts.begin()
             try:
                 await download(connection.http, [connection.holder], ref, path, progress=self._count_down)
-            except (BlobError, ServerUnreachable, Refused):
-                if attempt == ATTEMPTS - 1:
-                    raise
-                await asyncio.sleep(0.3 * (attempt + 1))
-            else:
                 return path
-        raise AssertionError("the last attempt returns or raises")
+            except (BlobError, ServerUnreachable, Refused) as error:
+                await attempts.failed(error)
 
     async def fetch_closed(self, connection: Connection, closed: Closed) -> list[Path]:
         """What a closing needs: the change (star), or the counted updates in their order (mesh)."""
