@@ -24,6 +24,7 @@ async def forget_old_blobs(run: ServedRun) -> None:
         if done != (state.closed_rounds, state.snapshots_taken):
             done = (state.closed_rounds, state.snapshots_taken)
             await _forget(run)
+            continue  # the run may have moved on meanwhile
         async with run.driver.changed:
             await run.driver.changed.wait()
 
