@@ -12,9 +12,15 @@ import pytest
 PROMPT_S = 8.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+MOMENTS = ["disconnected", "connected", "joined", "catching_up", "phase", "work", "closed"]
+
+
 @pytest.mark.parametrize(
-    "moment", ["disconnected", "connected", "joined", "catching_up", "phase", "work", "closed"]
+    ("moment", "number"),
+    [
+        *((moment, signal.SIGINT) for moment in MOMENTS),
+        *((moment, signal.SIGTERM) for moment in ("disconnected", "joined", "work")),
+    ],
 )
 def test_a_client_can_be_ended_at_any_moment(
     house: Any, dummy_plan: dict[str, Any], until: Callable[..., Any], moment: str, number: signal.Signals

@@ -21,15 +21,15 @@ INT8 = {"codec": {"name": "int8", "error_feedback": True}, "change_codec": {"nam
 def test_a_worker_that_is_killed_at_work_is_started_again_where_it_was(
     house: Any, tiny_gpt: dict[str, Any], until: Callable[..., Any]
 ) -> None:
-    """In every second round; the node keeps its session, and the local state is that after the last work."""
+    """Twice; the node keeps its session, and the local state is that after the last work."""
     house.plan(
         tiny_gpt,
-        {**INT8, "preset": "diloco", "membership.min_clients": 2, "rounds.total": 6, "local.steps": 40},
+        {**INT8, "preset": "diloco", "membership.min_clients": 2, "rounds.total": 5, "local.steps": 30},
     )
     server = house.server()
     ann, ben = house.client("ann"), house.client("ben")
     killed: list[int] = []
-    for number in (0, 2, 4):
+    for number in (1, 3):
         until(lambda number=number: ben.said("progress") and ben.said("work", round=number), "work")
         worker = ben.worker("client")
         assert worker is not None
@@ -38,11 +38,10 @@ def test_a_worker_that_is_killed_at_work_is_started_again_where_it_was(
     for client in (ann, ben):
         assert client.ended() == 0, client.text()
     house.until_phase("finished")
-    assert len(set(killed)) == 3
-    assert len(ben.said("worker_died")) == 3
+    assert len(set(killed)) == len(ben.said("worker_died")) == 2
     assert house.incidents(ben) == ["joined"] or "rejoined" not in house.incidents(ben)
     rounds = house.ledger()
-    assert house.counted(ben) == list(range(6)), "no round was lost"
+    assert house.counted(ben) == list(range(5)), "no round was lost"
     claims = [w["contribution"]["claims"] for r in rounds for w in r["works"] if w["contribution"]]
     assert [c["start"] for c in claims].count("fresh") == 2, "nobody had to start afresh"
     server.send(signal.SIGTERM)
