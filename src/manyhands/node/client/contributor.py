@@ -46,6 +46,7 @@ class Contributor:
         self._node = node
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
+        self._last_begun = ""
         self.current: Work | None = None
 
     async def begin(self, work: Work) -> None:
@@ -54,7 +55,11 @@ class Contributor:
         if self._node.round is None or work.terms.round < self._node.round:
             return  # of a round that has closed meanwhile
         await self.end_work(counted=False)
-        self.current = work
+        if work.assignment.id == self._last_begun:
+            # The local state may be behind it already, and nothing could be recorded of a second start.
+            await self._give_back(work, "this client was cut off in the middle of it")
+            return
+        self.current, self._last_begun = work, work.assignment.id
         self._task = asyncio.create_task(self._do(work), name=f"work {work.assignment.id}")
         self._task.add_done_callback(self._ended)
 
@@ -94,6 +99,7 @@ class Contributor:
             claims = await node.worker.work(work, path)
             if claims is None:
                 return
+            node.files.forget_updates(path)
             await self._contribute(work, path, claims)
             node.tell(
                 "sent",
@@ -116,18 +122,19 @@ class Contributor:
 
     async def _failed(self, work: Work, error: ManyhandsError) -> None:
         """Give the work back, with the reason; too many in a row end the client with that error."""
-        node, assignment = self._node, work.assignment
         self._failures += 1
-        node.tell("failed", f"round {assignment.round}: {error}", level="error")
-        reason = plain_text(f"{type(error).__name__}: {error}", MAX_REASON)
-        try:
-            await node.connection.ask(
-                WorkFailed(client=assignment.client, assignment=assignment.id, reason=reason)
-            )
-        except Refused as refusal:
-            node.tell("refused", f"round {assignment.round}: {refusal}", level="warning")
+        await self._give_back(work, plain_text(f"{type(error).__name__}: {error}", MAX_REASON))
         if self._failures >= FAILURES_IN_A_ROW:
             raise error
+
+    async def _give_back(self, work: Work, reason: str) -> None:
+        node, assignment = self._node, work.assignment
+        node.tell("failed", f"round {assignment.round}: {reason}", level="error")
+        failed = WorkFailed(client=assignment.client, assignment=assignment.id, reason=reason)
+        try:
+            await node.connection.ask(failed)
+        except Refused as refusal:
+            node.tell("refused", f"round {assignment.round}: {refusal}", level="warning")
 
     def _keep_or_delete(self, path: Path) -> None:
         keep = self._node.options.write_gradients_dir

@@ -117,6 +117,12 @@ class ClientFiles:
             if path not in keep and not path.name.endswith(".part"):
                 path.unlink()
 
+    def forget_updates(self, keep: Path) -> None:
+        """Delete updates of work that was given up too late for the worker not to write them."""
+        for path in self.updates.glob("[0-9]*-*.safetensors"):
+            if path != keep:
+                path.unlink()
+
     # ------------------------------------------------------------------ up
     async def send(self, connection: Connection, path: Path, manifest: Manifest) -> None:
         """Upload a file as a blob; it is on the server's disk when this returns."""
