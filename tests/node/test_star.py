@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -157,6 +159,38 @@ def test_a_server_that_is_watched_ends_without_complaint(house: Any, dummy_plan:
         assert changes.readline().startswith(b"data: ")
         server.send(signal.SIGTERM)
         assert server.ended(10) == 0
+    assert "ERROR" not in server.text()
+
+
+def test_what_stands_still_does_not_hold_up_the_end(house: Any, dummy_plan: dict[str, Any]) -> None:
+    """An order half sent, the headers of one, a sign-in without a word, and who does not read what he asks for."""
+    house.plan(dummy_plan)
+    server = house.server()
+    upgrade = (
+        "GET /connect HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    order = "POST /api/runs/run/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+    pings = (b"\x89\xfd" + bytes(4 + 125)) * 80_000
+    asking = "GET /api/runs/none HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
+    with contextlib.ExitStack() as open_ones:
+        for first, then in (
+            (f"{order}\r\n{{", b""),
+            (order, b""),
+            (asking, b""),
+            (upgrade, b""),
+            (upgrade, pings),
+        ):
+            standing = open_ones.enter_context(socket.create_connection(("127.0.0.1", house.port)))
+            standing.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                standing.sendall(first.encode())
+                assert first is not upgrade or b"101" in standing.recv(100)
+                standing.sendall(then)
+        time.sleep(0.3)
+        server.send(signal.SIGTERM)
+        assert server.ended(10) == 0
+    assert "Traceback" not in server.text()
     assert "ERROR" not in server.text()
 
 

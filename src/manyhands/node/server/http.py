@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from manyhands.coordination.types import BlobId, Left, PauseAsked, ResumeAsked
 from manyhands.errors import ManyhandsError, StorageError
@@ -109,10 +110,13 @@ def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: 
 
 async def _small_body(request: Request) -> bytes:
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > 16_384:
-            raise HTTPException(413, "an order has at most 16 KiB")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > 16_384:
+                raise HTTPException(413, "an order has at most 16 KiB")
+    except ClientDisconnect:
+        raise HTTPException(400, "an order that was cut off") from None
     return body
 
 

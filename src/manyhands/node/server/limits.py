@@ -1,6 +1,7 @@
 """How much one peer may ask of a server before the others suffer: the bounds at the door, in one place.
 
     a connection without a request     HEADERS_TIMEOUT_S, MAX_HEADERS_BYTES
+    any connection, at the end         END_GRACE_S
     who has not signed in yet          MAX_SIGNING_IN at a time, SIGN_IN_TIMEOUT_S each; the oldest has to go first
     messages of a session              MESSAGES_PER_S, MESSAGE_BURST at once; what is faster waits, a flood ends it
     blobs that a session announced     MAX_ANNOUNCED at a time, each sent little more than UPLOAD_TIMES
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from manyhands.coordination.types import BlobId, BlobRef
 from manyhands.errors import ProtocolError, UpdateError
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 HEADERS_TIMEOUT_S: Final = 10.0
 MAX_HEADERS_BYTES: Final = 64 * 1024
+END_GRACE_S: Final = 1.0
+"""For what is under way when the server ends: a body that does not go on, an answer that nobody reads, is cut off."""
 SIGN_IN_TIMEOUT_S: Final = 10.0
 MAX_SIGNING_IN: Final = 64
 MESSAGES_PER_S: Final = 100.0
@@ -227,6 +231,10 @@ class PromptHttp(HttpToolsProtocol):
         self._have_headers()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(END_GRACE_S, self.transport.abort)
+
     def data_received(self, data: bytes) -> None:
         self._unfinished_bytes += len(data)
         super().data_received(data)
@@ -254,3 +262,11 @@ class PromptHttp(HttpToolsProtocol):
     def _end(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class PromptWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, but its end does not wait for a peer that reads no more."""
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(END_GRACE_S, self.transport.abort)

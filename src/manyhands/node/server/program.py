@@ -33,7 +33,7 @@ from manyhands.node.operator import default_key
 from manyhands.node.server.aggregator import Aggregator
 from manyhands.node.server.evaluator import Evaluator
 from manyhands.node.server.http import BlobGuard, api_routes
-from manyhands.node.server.limits import Bodies, PromptHttp
+from manyhands.node.server.limits import END_GRACE_S, Bodies, PromptHttp, PromptWebSocket
 from manyhands.node.server.preparation import find_run, prepare_run
 from manyhands.node.server.retention import forget_old_blobs
 from manyhands.node.server.run_driver import RunDriver
@@ -153,10 +153,10 @@ async def _serve_run(
         log_level="warning",
         access_log=False,
         lifespan="off",
-        ws="websockets-sansio",
+        ws=PromptWebSocket,
         ws_max_size=2 * MAX_MESSAGE_BYTES,  # so that who sends a little too much is told so in words
         ws_per_message_deflate=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=int(END_GRACE_S) + 4,
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
