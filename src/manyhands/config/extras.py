@@ -1,0 +1,24 @@
+"""Optional parts: packages that are installed with an extra of manyhands, and imported by the option that uses one."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from manyhands.errors import MissingExtra
+
+
+def optional(module: str, *, extra: str, option: str) -> ModuleType:
+    """The module, imported now. Raises MissingExtra, which names `option` and the extra, where it is not installed.
+
+    A module that is installed and misses one of its own is broken in another way: that error is left as it is.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise MissingExtra(
+            f"{option} needs the package '{package}', which is not installed: pip install 'manyhands[{extra}]'"
+        ) from None
