@@ -67,6 +67,42 @@ def test_a_worker_that_stands_still_is_ended_too(tmp_path: Path) -> None:
     asyncio.run(stopped())
 
 
+def test_a_worker_that_hangs_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At work it answers all the same; stopped it does not, and its calls fail as at any death."""
+
+    async def hung() -> str:
+        worker = await WorkerProcess.start(WORKER, log=tmp_path / "worker.log", silence_s=1.0)
+        with pytest.raises(WorkerError):
+            await worker.call("nonsense")  # it listens
+        await asyncio.sleep(2.0)
+        assert worker.alive, "one that has nothing to do still answers"
+        os.kill(worker.pid, signal.SIGSTOP)
+        async with asyncio.timeout(BOUND_S):
+            with pytest.raises(WorkerError, match="signal 9 since it had not answered for 1 s"):
+                await worker.call("load")
+        assert not worker.alive
+        await worker.stop()
+        return str(worker.pid)
+
+    assert asyncio.run(hung()) in caplog.text
+
+
+def test_a_worker_at_work_answers(tmp_path: Path) -> None:
+    busy = "import sys, time; from manyhands.node.workers.channel import open_channel; "
+    (tmp_path / "busy_worker.py").write_text(
+        busy + "open_channel().serve({'sleep': lambda seconds: time.sleep(seconds)})"
+    )
+
+    async def at_work() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(tmp_path))
+            worker = await WorkerProcess.start("busy_worker", log=tmp_path / "log", silence_s=1.0)
+        assert await worker.call("sleep", seconds=3.0) is None
+        await worker.stop()
+
+    asyncio.run(at_work())
+
+
 @pytest.mark.parametrize("last_words", [b"", b'{"op": "load", "id": 1, "argu', b"no request\n"])
 def test_a_worker_ends_with_its_node_however_that_went(tmp_path: Path, last_words: bytes) -> None:
     """With an answer that nobody has read the worker sees a reset of the connection, not its end."""

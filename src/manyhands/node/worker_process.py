@@ -3,6 +3,9 @@
 The node imports no torch; whatever needs it runs in such a process. A worker that dies fails all calls in flight
 with WorkerError, once, and stays dead: whoever owns the handle decides whether to start another (inside a run the
 node is the only one that restarts).
+
+One that hangs as a whole (stopped, or stuck in native code that holds the interpreter) is killed, and then it is dead
+like any other: a thread of its own answers pings, whatever the work is at (workers/channel.py).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -23,6 +27,14 @@ from manyhands.errors import ManyhandsError, WorkerError
 
 LINE_LIMIT_BYTES = 64 * 1024 * 1024
 LOG_TAIL_LINES = 12
+SILENCE_S = 30.0
+"""Generous: swapping, or an import that holds the interpreter, must not look like the end."""
+PINGS = 5
+"""So many in a row are unanswered in the time of a silence."""
+STARTING_TIMES = 20
+"""So much longer it may take until a worker listens: the imports of torch from a cold disk come first."""
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerProcess:
@@ -35,6 +47,7 @@ class WorkerProcess:
         writer: asyncio.StreamWriter,
         log: Path,
         on_notice: Callable[[dict[str, Any]], None] | None,
+        silence_s: float | None,
     ) -> None:
         self._process = process
         self._reader = reader
@@ -43,7 +56,12 @@ class WorkerProcess:
         self._on_notice = on_notice
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_call = 0
+        self._heard = self._listens = False
+        self._hung = ""
         self._reading = asyncio.create_task(self._read(), name=f"worker {process.pid}")
+        self._watching: asyncio.Task[None] | None = None
+        if silence_s is not None:
+            self._watching = asyncio.create_task(self._watch(silence_s), name=f"pings to {process.pid}")
 
     @classmethod
     async def start(
@@ -52,8 +70,12 @@ class WorkerProcess:
         *,
         log: Path,
         on_notice: Callable[[dict[str, Any]], None] | None = None,
+        silence_s: float | None = SILENCE_S,
     ) -> WorkerProcess:
-        """Start `python -m module`. Its output goes to `log`; the first lines of a failure come back in errors."""
+        """Start `python -m module`. Its output goes to `log`; the last lines of it come back in errors.
+
+        silence_s: how long it may leave pings unanswered before it is killed; None: as long as it likes.
+        """
         ours, theirs = socket.socketpair()
         log.parent.mkdir(parents=True, exist_ok=True)
         with theirs, log.open("ab") as output:
@@ -69,7 +91,7 @@ class WorkerProcess:
                 start_new_session=True,  # a Ctrl-C in the terminal is the node's to handle
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT_BYTES)
-        return cls(process, reader, writer, log, on_notice)
+        return cls(process, reader, writer, log, on_notice, silence_s)
 
     @property
     def pid(self) -> int:
@@ -97,13 +119,17 @@ class WorkerProcess:
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Close the socket, which ends the worker; kill it if it does not go."""
+        if self._watching is not None:
+            self._watching.cancel()
         self._writer.close()
         try:
             await asyncio.wait_for(self._process.wait(), grace_s)
         except TimeoutError:
             self._kill()
             await self._process.wait()
-        await asyncio.gather(self._reading, return_exceptions=True)
+        await asyncio.gather(
+            self._reading, *([self._watching] if self._watching else []), return_exceptions=True
+        )
 
     def _kill(self) -> None:
         if self._process.returncode is None:
@@ -113,13 +139,32 @@ class WorkerProcess:
     def _write(self, request: dict[str, Any]) -> None:
         self._writer.write((json.dumps(request) + "\n").encode())
 
+    async def _watch(self, silence_s: float) -> None:
+        """Kill the process when it hangs.
+
+        Counted in pings, not by the clock: a node that stood still itself has not asked meanwhile.
+        """
+        unanswered = 0
+        while unanswered < (PINGS if self._listens else PINGS * STARTING_TIMES):
+            self._heard = False
+            self._write({"op": "ping"})
+            await asyncio.sleep(silence_s / PINGS)
+            unanswered = 0 if self._heard else unanswered + 1
+        waited_s = unanswered * silence_s / PINGS
+        self._hung = f" since it had not answered for {waited_s:g} s"
+        logger.error("the worker process %d has not answered for %g s: it is killed", self.pid, waited_s)
+        self._kill()
+
     async def _read(self) -> None:
         try:
             while line := await self._reader.readline():
+                self._heard = self._listens = True
                 self._take(json.loads(line))
         except (ConnectionError, ValueError):
             pass
         finally:
+            if self._watching is not None:
+                self._watching.cancel()
             self._kill()
             await self._process.wait()
             for future in self._calls.values():
@@ -148,6 +193,7 @@ class WorkerProcess:
         how = (
             f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
         )
+        how += self._hung
         try:
             tail = self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         except OSError:

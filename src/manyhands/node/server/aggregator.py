@@ -55,8 +55,8 @@ class Aggregator:
     """`run` goes on until it is cancelled or the run is over, or until the worker has died or failed too often: then
     the run has failed. What an update does wrong is a verdict and no failure of the aggregator's."""
 
-    def __init__(self, run: ServedRun) -> None:
-        self._run = run
+    def __init__(self, run: ServedRun, silence_s: float) -> None:
+        self._run, self._silence_s = run, silence_s
         self._worker: WorkerProcess | None = None
 
     @property
@@ -98,7 +98,9 @@ class Aggregator:
     async def _serve(self) -> None:
         run = self._run
         self._worker = worker = await WorkerProcess.start(
-            "manyhands.node.workers.aggregator_worker", log=run.directory / "logs" / "aggregator.log"
+            "manyhands.node.workers.aggregator_worker",
+            log=run.directory / "logs" / "aggregator.log",
+            silence_s=self._silence_s,
         )
         try:
             await self._open(worker)

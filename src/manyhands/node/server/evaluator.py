@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 class Evaluator:
     """Its process is started for the first snapshot and lives as long as the run is served."""
 
-    def __init__(self, run: ServedRun, allowed_tasks: Sequence[str] = ()) -> None:
-        self._run, self._allowed_tasks = run, list(allowed_tasks)
+    def __init__(self, run: ServedRun, silence_s: float, allowed_tasks: Sequence[str] = ()) -> None:
+        self._run, self._silence_s, self._allowed_tasks = run, silence_s, list(allowed_tasks)
         self._worker: WorkerProcess | None = None
 
     @property
@@ -84,7 +84,9 @@ class Evaluator:
             return self._worker
         run = self._run
         self._worker = await WorkerProcess.start(
-            "manyhands.node.workers.evaluator_worker", log=run.directory / "logs" / "evaluator.log"
+            "manyhands.node.workers.evaluator_worker",
+            log=run.directory / "logs" / "evaluator.log",
+            silence_s=self._silence_s,
         )
         materials = {name: str(run.blobs.path(m.blob)) for name, m in run.descriptor.materials.items()}
         try:

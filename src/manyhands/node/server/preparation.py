@@ -81,7 +81,9 @@ async def prepare_run(
 async def _made(plan: Plan, work: Path, allowed_tasks: Sequence[str]) -> dict[str, Any]:
     """Materials and first snapshot as files in `work`, and what the descriptor says of them."""
     worker = await WorkerProcess.start(
-        "manyhands.node.workers.prepare_worker", log=work.parent / "logs" / "prepare.log"
+        "manyhands.node.workers.prepare_worker",
+        log=work.parent / "logs" / "prepare.log",
+        silence_s=None,  # it may be at one step of a large text for minutes, and a person waits beside it
     )
     try:
         made: dict[str, Any] = await worker.call(

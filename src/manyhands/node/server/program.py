@@ -41,6 +41,7 @@ from manyhands.node.server.served_run import ServedRun
 from manyhands.node.server.sessions import Sessions, serve_client
 from manyhands.node.server.views import RunViews
 from manyhands.node.signals import stop_requested
+from manyhands.node.worker_process import SILENCE_S
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.plan.safety import check_runnable
 from manyhands.plan.schema import Plan
@@ -63,6 +64,8 @@ class ServerOptions:
     run_id: str | None = None
     dashboard: DashboardFactory | None = None
     allowed_tasks: tuple[str, ...] = ()
+    worker_silence_s: float = SILENCE_S
+    """After so long without a sign of life a worker process is killed and started again."""
     on_event: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
 
 
@@ -161,11 +164,11 @@ async def _serve_run(
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     programs = {
-        asyncio.create_task(Evaluator(run, options.allowed_tasks).run()),
+        asyncio.create_task(Evaluator(run, options.worker_silence_s, options.allowed_tasks).run()),
         asyncio.create_task(forget_old_blobs(run)),
     }
     if run.descriptor.plan.topology == "star":
-        programs.add(asyncio.create_task(Aggregator(run).run()))
+        programs.add(asyncio.create_task(Aggregator(run, options.worker_silence_s).run()))
     with _uvicorn_without_signals(server):
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         stopping = asyncio.create_task(stop.wait())

@@ -1,8 +1,8 @@
 """A worker's side of the socket to its node: requests in, results and notices out, one JSON line each.
 
 Tensors never pass here; they go through files in the participant's directory. A control thread reads the socket,
-so that `abandon` is heard while an operation runs, and ends the process when the node is gone: a worker never
-outlives its node. Operations run one after the other in the main thread.
+so that `abandon` is heard and `ping` is answered while an operation runs, and ends the process when the node is gone:
+a worker never outlives its node. Operations run one after the other in the main thread.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Channel:
         with contextlib.suppress(OSError, ValueError):
             for line in self._reader:
                 request = json.loads(line)
-                if request["op"] == "abandon":
+                if request["op"] == "ping":
+                    self.notify(alive=True)
+                elif request["op"] == "abandon":
                     self._abandoned.add(request["arguments"]["assignment"])
                 else:
                     self._requests.put(request)

@@ -1,0 +1,34 @@
+"""How a client takes part. Nothing here is agreed with anybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from manyhands.identity.keys import Identity
+from manyhands.node.view import ClientEvent
+from manyhands.node.worker_process import SILENCE_S
+
+OnEvent = Callable[[ClientEvent], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """`worker_silence_s`: after so long without a sign of life the worker process is killed and started again."""
+
+    server_addr: str
+    run_id: str
+    identity: Identity
+    directory: Path | None = None  # default: MANYHANDS_HOME/runs/<run id>/<first 8 digits of the key>
+    device: str = "auto"
+    threads: int | None = None
+    label: str = ""
+    server_key: str | None = None
+    micro_batch_size: int | None = None
+    write_gradients_dir: Path | None = None
+    allowed_tasks: tuple[str, ...] = ()
+    patient: bool = False
+    worker_silence_s: float = SILENCE_S
+    on_event: OnEvent = field(default=lambda _: None)
+    dummy_delay_s: float | None = None
