@@ -36,11 +36,25 @@ from manyhands.plan.schema import Plan
         ({"task": {"name": 7}}, "plan: 'task.name' is '7': expected 'language_model', 'dummy' or 'custom'."),
         ({"task": {"samples": 7}}, "plan: 'task.name' is missing."),
         ({"task": {"name": "custom"}}, "plan: 'task.target' is missing."),
-        ({"local": {"steps": 0}}, "plan: 'local.steps' is 0: expected greater than or equal to 1."),
+        ({"local": {"steps": 0}}, "plan: 'local.steps' is 0: expected 1 or more."),
         (
             {"task": {"name": "dummy", "tensors": "many"}},
-            "plan: 'task.tensors' is 'many': expected a valid integer, unable to parse string as an integer.",
+            "plan: 'task.tensors' is 'many': expected a whole number.",
         ),
+        ({"local": {"steps": 2.5}}, "plan: 'local.steps' is 2.5: expected a whole number."),
+        (
+            {"local": {"optimizer": {"lr": "big"}}},
+            "plan: 'local.optimizer.lr' is 'big': expected a number.",
+        ),
+        ({"local": {"optimizer": {"lr": 0}}}, "plan: 'local.optimizer.lr' is 0: expected more than 0."),
+        (
+            {"local": {"optimizer": {"beta1": 1.0}}},
+            "plan: 'local.optimizer.beta1' is 1.0: expected less than 1.",
+        ),
+        ({"schedule": {"final": 2}}, "plan: 'schedule.final' is 2: expected 1 or less."),
+        ({"local": {"keep_inner": "maybe"}}, "plan: 'local.keep_inner' is 'maybe': expected true or false."),
+        ({"local": 3}, "plan: 'local' is 3: expected keys and values."),
+        ({"name": 3}, "plan: 'name' is 3: expected text."),
         (
             {"membership": {"allow": ["abc"]}},
             "plan: 'membership.allow.0' is 'abc': expected text to match pattern '^[0-9a-f]{64}$'.",

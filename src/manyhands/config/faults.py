@@ -16,6 +16,15 @@ from pydantic import BaseModel, ValidationError
 _LONGEST_VALUE: Final = 80
 _REPHRASED: Final = (
     (re.compile(r"^Value error, "), ""),
+    (re.compile(r"^Input should be a valid integer.*"), "expected a whole number"),
+    (re.compile(r"^Input should be a valid number.*"), "expected a number"),
+    (re.compile(r"^Input should be a valid boolean.*"), "expected true or false"),
+    (re.compile(r"^Input should be a valid string.*"), "expected text"),
+    (re.compile(r"^Input should be a valid dictionary.*"), "expected keys and values"),
+    (re.compile(r"^Input should be greater than or equal to (\S+)"), r"expected \1 or more"),
+    (re.compile(r"^Input should be less than or equal to (\S+)"), r"expected \1 or less"),
+    (re.compile(r"^Input should be greater than (\S+)"), r"expected more than \1"),
+    (re.compile(r"^Input should be less than (\S+)"), r"expected less than \1"),
     (re.compile(r"^Input should be "), "expected "),
     (re.compile(r"^Input should have "), "expected "),
     (re.compile(r"^String should "), "expected text to "),
