@@ -161,6 +161,7 @@ class House:
     """One server on one port, over as many lives as a test wants, and clients."""
 
     program = Program
+    client_program = Client
 
     def __init__(self, place: Path) -> None:
         self.place = place

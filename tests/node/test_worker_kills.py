@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,40 @@ def test_a_client_that_was_given_up_comes_back_by_itself(
     assert happened.index("rejoined") > happened.index("lost")
     assert ben.said("dismissed") or ben.said("disconnected")
     assert ben.process.poll() is None
+
+
+def test_workers_that_hang_are_started_again(
+    house: Any, dummy_plan: dict[str, Any], until: Callable[..., Any]
+) -> None:
+    """A client's while it works, and the aggregator's: nobody dies, and nobody answers."""
+    house.plan(dummy_plan, {"rounds.total": 6, "task.delay_s": 0.5, "membership.min_clients": 1})
+    serving = (
+        "import sys, manyhands; options = manyhands.ServerOptions(port=int(sys.argv[2]), worker_silence_s=2); "
+        "manyhands.serve(manyhands.load_plan(sys.argv[1]), options)"
+    )
+    joining = (
+        "import json, sys, manyhands; from pathlib import Path; from manyhands.identity.keys import load; "
+        "manyhands.join(manyhands.ClientOptions(server_addr=sys.argv[1], run_id='run', worker_silence_s=2, "
+        "identity=load(Path(sys.argv[2])), on_event=lambda event: print(json.dumps(event), flush=True)))"
+    )
+    python = (sys.executable, "-c")
+    arguments = (*python, serving, str(house.plan_file), str(house.port))
+    server = house.start(house.program, "server", "server-home", *arguments)
+    until(house.answers, "the server to answer")
+    key = house.key("ann")
+    ann = house.start(house.client_program, "ann", "ann-home", *python, joining, house.address, str(key))
+    until(lambda: ann.said("work", round=1), "work")
+    hung = [ann.worker("dummy")]
+    hung[0].suspend()
+    house.until_closed(3)
+    hung.append(server.worker("aggregator"))
+    hung[1].suspend()
+    assert ann.ended() == 0, ann.text()
+    house.until_phase("finished")
+    assert not any(process.is_running() for process in hung)
+    assert "had not answered for 2 s" in ann.said("worker_died")[0]["text"]
+    assert f"worker process {hung[1].pid} has not answered for 2 s: it is killed" in server.text()
+    assert [len(row["closing"]["counted"]) for row in house.ledger()] == [1] * 6, "nothing was lost"
 
 
 def _stop(client: Any) -> None:

@@ -12,9 +12,6 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 from manyhands.config import home
@@ -41,12 +38,12 @@ from manyhands.errors import (
     UpdateError,
 )
 from manyhands.identity.canonical import verify_document
-from manyhands.identity.keys import Identity
 from manyhands.identity.known_servers import pin
 from manyhands.network.connection import Connection, Terms
 from manyhands.network.messages import PUBLISHED_DOMAIN, Deliver, published
 from manyhands.node.client.contributor import Contributor
 from manyhands.node.client.files import ClientFiles
+from manyhands.node.client.options import ClientOptions
 from manyhands.node.client.worker import ClientWorker
 from manyhands.node.directories import ParticipantDirectory
 from manyhands.node.event_loop import run
@@ -55,28 +52,6 @@ from manyhands.node.view import ClientEvent
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.plan.safety import check_runnable
 from manyhands.plan.signing import verify_descriptor
-
-OnEvent = Callable[[ClientEvent], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions:
-    """How a client takes part. Nothing here is agreed with anybody else."""
-
-    server_addr: str
-    run_id: str
-    identity: Identity
-    directory: Path | None = None  # default: MANYHANDS_HOME/runs/<run id>/<first 8 digits of the key>
-    device: str = "auto"
-    threads: int | None = None
-    label: str = ""
-    server_key: str | None = None
-    micro_batch_size: int | None = None
-    write_gradients_dir: Path | None = None
-    allowed_tasks: tuple[str, ...] = ()
-    patient: bool = False
-    on_event: OnEvent = field(default=lambda _: None)
-    dummy_delay_s: float | None = None
 
 
 def join(options: ClientOptions) -> None:

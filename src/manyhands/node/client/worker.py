@@ -12,18 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from manyhands.coordination.types import Claims, Closed, Closing, Snapshot, Work
 from manyhands.errors import WorkerError
 from manyhands.node.client.files import ClientFiles
+from manyhands.node.client.options import ClientOptions
 from manyhands.node.worker_process import WorkerProcess
 from manyhands.plan.descriptor import RunDescriptor
-
-if TYPE_CHECKING:
-    from manyhands.node.client.node import ClientOptions
 
 RESTARTS = 5
 RESTART_WINDOW_S = 600.0
@@ -186,6 +184,7 @@ class ClientWorker:
             f"manyhands.node.workers.{'dummy' if dummy else 'client'}_worker",
             log=self._files.logs / "worker.log",
             on_notice=self._notice,
+            silence_s=self._options.worker_silence_s,
         )
         try:
             await self._restore(process)
