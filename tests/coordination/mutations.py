@@ -56,8 +56,8 @@ MUTATIONS = (
         name="closing-stamped-again",
         breaks="4: a closing is immutable",
         file="closing.py",
-        source="Closed(closing=round_.closing, change",
-        replacement="Closed(closing=__import__('dataclasses').replace(round_.closing, closed_ms=step.now_ms), change",
+        source="closing=round_.closing,",
+        replacement="closing=__import__('dataclasses').replace(round_.closing, closed_ms=step.now_ms),",
         found_by="test_properties.py",
     ),
     Mutation(

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from manyhands.coordination.newcomers import catch_up, fingerprint_at
+from manyhands.coordination.newcomers import catch_up, fingerprint_at, held_at
 from manyhands.coordination.snapshots import kept_blobs
 from manyhands.coordination.types import (
     AGGREGATOR,
@@ -27,13 +27,13 @@ from manyhands.coordination.types import (
 MakeDesk = Callable[..., Any]
 
 
-def snapshot(number: int, fingerprint: str | None = None) -> Snapshot:
+def snapshot(number: int, fingerprint: str | None = None, outer: str | None = None) -> Snapshot:
     blob = BlobRef(blob=f"s{number}", size_bytes=1)
-    return Snapshot(round=number, blob=blob, fingerprint=fingerprint or f"f{number}")
+    return Snapshot(round=number, blob=blob, fingerprint=fingerprint or f"f{number}", outer_fingerprint=outer)
 
 
-def stored(by: str, number: int, fingerprint: str | None = None) -> SnapshotStored:
-    return SnapshotStored(by=by, snapshot=snapshot(number, fingerprint))
+def stored(by: str, number: int, fingerprint: str | None = None, outer: str | None = None) -> SnapshotStored:
+    return SnapshotStored(by=by, snapshot=snapshot(number, fingerprint, outer))
 
 
 def rounds_of(table: Any) -> list[int]:
@@ -180,8 +180,13 @@ def test_a_client_with_another_public_starts_again(desk: MakeDesk) -> None:
 
 
 # ------------------------------------------------------------------------------------------- mesh
-def report(table: Any, number: int, **fingerprints: str) -> None:
-    table.do(*[Fingerprinted(client=k, round=number, fingerprint=f) for k, f in fingerprints.items()])
+def report(table: Any, number: int, outer: str | None = None, **fingerprints: str) -> None:
+    table.do(
+        *[
+            Fingerprinted(client=k, round=number, fingerprint=f, outer_fingerprint=outer)
+            for k, f in fingerprints.items()
+        ]
+    )
 
 
 def closed_mesh(desk: MakeDesk, clients: int, min_clients: int = 2) -> Any:
@@ -224,6 +229,29 @@ def test_without_a_majority_the_most_reliable_client_decides(desk: MakeDesk) -> 
     assert table.state.clients["a"].counted == 1
     assert fingerprint_at(table.state, 1) == "x"
     assert table.sent(CatchUp, "b")
+
+
+def test_a_client_whose_outer_state_differs_starts_again(desk: MakeDesk) -> None:
+    table = closed_mesh(desk, 3)
+    report(table, 0, "o", a="x")
+    report(table, 0, "p", b="x")
+    assert held_at(table.state, 1) is None, "one of three for each"
+    report(table, 0, "o", c="x")
+    assert held_at(table.state, 1) == ("x", "o")
+    assert table.sent(CatchUp, "b")
+    assert [client.resynced for client in table.state.clients.values()] == [0, 1, 0]
+
+
+def test_a_snapshot_with_another_outer_state_is_asked_of_another(desk: MakeDesk) -> None:
+    table = closed_mesh(desk, 3)
+    table.do(stored("a", 1, "x", "wrong"))
+    report(table, 0, "o", b="x", c="x")
+    assert rounds_of(table) == [0]
+    (asked,) = [e for e in table.effects if isinstance(e.body, TakeSnapshot)]
+    table.do(stored(asked.to, 1, "x", "o"))
+    assert rounds_of(table) == [0, 1]
+    way = catch_up(table.state, None)
+    assert (way.snapshot.fingerprint, way.snapshot.outer_fingerprint) == ("x", "o")
 
 
 def test_a_client_that_hangs_does_not_hold_up_the_vote(desk: MakeDesk) -> None:

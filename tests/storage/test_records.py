@@ -17,6 +17,7 @@ from manyhands.coordination.types import (
     Body,
     Evaluated,
     Event,
+    Held,
     IndexRange,
     OuterTerms,
     PauseAsked,
@@ -85,7 +86,7 @@ def test_states_come_back(assignment: Assignment, terms: RoundTerms, evaluations
         rounds={3: Round(number=3, stage="agree", terms=terms, opened_ms=9, entries={assignment.id: entry})},
         data=DataLedger(total=9, assigned={assignment.id: assignment.ranges}),
         snapshots=(),
-        fingerprints={2: {"k": "00ff"}},
+        reported={2: {"k": Held("00ff", "ff00")}},
         snapshot_asked=(3, "k", 5),
         evaluations=evaluations,
     )

@@ -14,6 +14,7 @@ from manyhands.plan import wire
 from manyhands.updates import tensorfile
 from manyhands.updates.aggregation import Aggregation
 from manyhands.updates.participant import Participant, first_public, load_public, save_public, seed_generators
+from manyhands.updates.snapshots import save_arrays
 from manyhands.updates.types import Public
 
 KINDS = {
@@ -67,9 +68,11 @@ class Run:
                 assert norm == pytest.approx(claims[c.assignment].norm, rel=1e-6)
             found.add(self.aggregation.advance(closing, change))
         self.rounds.append((closing, change, [paths[c.assignment] for c in closing.counted]))
-        found |= {self.close(p, number) for p in self.participants.values()}
-        assert len(found) == 1, "everybody has the same public"
-        return found.pop()
+        held = {self.close(p, number) for p in self.participants.values()}
+        assert len(held) == 1, "everybody holds the same"
+        found |= {held.public for held in held}
+        assert len(found) == 1, "and the same public as the aggregator"
+        return held.pop()
 
     def close(self, participant, number):
         closing, change, updates = self.rounds[number]
@@ -86,8 +89,11 @@ def test_star_and_mesh_reach_the_same_bits(make, tmp_path, name):
         directory.mkdir()
         run = Run(make, directory, make.plan(**KINDS[name], topology=topology))
         found.append([run.step(n, lost=("two",) if n == 2 else ()) for n in range(5)])
-    assert found[0] == found[1]
-    assert len(set(found[0])) == 5
+    star, mesh = found
+    assert [held.public for held in star] == [held.public for held in mesh]
+    assert len({held.public for held in star}) == 5
+    assert all(held.outer is None for held in star)
+    assert len({held.outer for held in mesh}) == (5 if make.plan(**KINDS[name]).outer.name != "sgd" else 1)
 
 
 def test_a_round_without_counted_updates_changes_nothing_but_the_round(make, tmp_path):
@@ -109,21 +115,48 @@ def test_a_newcomer_catches_up_from_a_snapshot(make, tmp_path, name, topology):
     assert run.participants["one"].save_public(snapshot) == at
     last = [run.step(number) for number in (3, 4)]
     newcomer = run.participant("two")
-    assert newcomer.load_public(snapshot, 3) == at
+    newcomer.load_public(snapshot, 3, at)
     assert [run.close(newcomer, number) for number in (3, 4)] == last
     again = tmp_path / "again.safetensors"
     newcomer.save_public(again)
     run.participants["one"].save_public(snapshot)
     assert again.read_bytes() == snapshot.read_bytes()
-    assert run.participants["one"].fingerprint() == last[-1]
+    assert run.participants["one"].held() == last[-1]
     assert set(load_public(again).weights) == {"w", "b"}
 
 
-def test_a_mesh_needs_outer_state_after_round_0(make, tmp_path):
+@pytest.mark.parametrize("spoiled", ["w", "outer/first/w", "outer/second/b", "all outer state"])
+def test_a_snapshot_that_does_not_hold_what_it_should_is_refused(make, tmp_path, spoiled):
     run = Run(make, tmp_path, make.plan(**KINDS["adamw"], topology="mesh"))
-    run.participants["one"].load_public(run.first, 0)
-    with pytest.raises(UpdateError, match="without outer state"):
-        run.participants["one"].load_public(run.first, 1)
+    run.step(0)
+    at = run.step(1)
+    snapshot = tmp_path / "snapshot.safetensors"
+    assert run.participants["one"].save_public(snapshot) == at
+    with tensorfile.open_own(snapshot, private=True) as file:
+        arrays = {n: a for n, a in file.arrays.items() if spoiled in file.arrays or "outer/" not in n}
+        if spoiled in arrays:
+            arrays[spoiled].flat[0] += 1
+        save_arrays(arrays, snapshot)
+    newcomer = run.participant("two")
+    before = newcomer.held()
+    of = "public" if spoiled == "w" else "outer state"
+    with pytest.raises(
+        UpdateError, match=f"the fingerprint of its {of} is .*, expected {at[of != 'public'][:16]}"
+    ):
+        newcomer.load_public(snapshot, 2, at)
+    assert (newcomer.held(), newcomer.round) == (before, 0)
+
+
+def test_a_mesh_without_outer_state_yet_starts_from_such_a_snapshot(make, tmp_path):
+    run = Run(make, tmp_path, make.plan(**KINDS["adamw"], topology="mesh"))
+    at = run.step(0, lost=("one", "two"))
+    assert at.outer is None
+    run.participants["one"].save_public(tmp_path / "snapshot")
+    newcomer = run.participant("two")
+    newcomer.load_public(tmp_path / "snapshot", 1, at)
+    last = run.step(1)
+    assert run.close(newcomer, 1) == last
+    assert last.outer is not None
 
 
 @pytest.mark.parametrize("settled", ["close", "settle"])
@@ -135,7 +168,7 @@ def test_a_restart_between_work_and_closing_loses_nothing(make, tmp_path, lost, 
     straight.step(0)
     one = straight.participants["one"]
     before = tmp_path / "before.safetensors"
-    one.save_public(before)
+    before_held = one.save_public(before)
     saved = {}
     close = straight.close
 
@@ -151,12 +184,12 @@ def test_a_restart_between_work_and_closing_loses_nothing(make, tmp_path, lost, 
     restarted.load_local(tmp_path / "local.safetensors")
     assert restarted.local.pending.keys() == {1}
     if settled == "close":
-        restarted.load_public(before, 1)
+        restarted.load_public(before, 1, before_held)
         assert close(restarted, 1) == at
     else:
         after = tmp_path / "after.safetensors"
         straight.aggregation.snapshot(after)
-        restarted.load_public(after, 2)
+        restarted.load_public(after, 2, at)
         restarted.settle([straight.rounds[1][0]])
     assert not restarted.local.pending
     assignment, terms = make.assignment(2, "one", ordinal=9), make.terms(plan, 2)
@@ -209,7 +242,7 @@ def test_a_closing_out_of_order_or_incomplete_changes_nothing(make, tmp_path):
     run = Run(make, tmp_path, make.plan())
     run.step(0)
     participant = run.participants["one"]
-    at = participant.fingerprint()
+    at = participant.held()
     closing, change, _ = run.rounds[0]
     with pytest.raises(UpdateError, match="of round 0; expected 1"):
         participant.close(closing, change_path=change)
@@ -219,7 +252,7 @@ def test_a_closing_out_of_order_or_incomplete_changes_nothing(make, tmp_path):
     change.write_bytes(change.read_bytes()[:-4])
     with pytest.raises(UpdateError, match="bytes long"):
         participant.close(following, change_path=change)
-    assert (participant.round, participant.fingerprint()) == (1, at)
+    assert (participant.round, participant.held()) == (1, at)
 
 
 def test_a_mesh_refuses_a_bad_update_and_stays_as_it_was(make, tmp_path):
@@ -234,7 +267,7 @@ def test_a_mesh_refuses_a_bad_update_and_stays_as_it_was(make, tmp_path):
         participant.close(following, update_paths=updates)
     with pytest.raises(UpdateError, match="1 updates for 2"):
         participant.close(following, update_paths=updates[:1])
-    assert (participant.round, participant.fingerprint()) == (1, at)
+    assert (participant.round, participant.held()) == (1, at)
 
 
 def test_public_must_be_the_plans(make, tmp_path):
@@ -248,10 +281,10 @@ def test_public_must_be_the_plans(make, tmp_path):
             Participant(run.plan, run.parameters, None, Public(weights=weights))
     other = tmp_path / "other.safetensors"
     save_public(Public(weights={"w": torch.zeros(6, 4), "b": torch.zeros(3)}), other)
-    at = run.participants["one"].fingerprint()
+    at = run.participants["one"].held()
     with pytest.raises(UpdateError, match=r"shape \[6, 4\]; expected \[6, 3\]"):
-        run.participants["one"].load_public(other, 0)
-    assert run.participants["one"].fingerprint() == at
+        run.participants["one"].load_public(other, 0, at)
+    assert run.participants["one"].held() == at
 
 
 def test_local_state_of_another_run_is_refused(make, tmp_path):

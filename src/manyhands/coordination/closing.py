@@ -14,7 +14,7 @@ from manyhands.coordination.deadlines import (
     milliseconds,
     verdict_extension_ms,
 )
-from manyhands.coordination.newcomers import fingerprint_at
+from manyhands.coordination.newcomers import held_at
 from manyhands.coordination.pace import measured_step_us, step_us_of_the_late
 from manyhands.coordination.presence import is_live, is_present, live_clients, present_clients
 from manyhands.coordination.rounds import (
@@ -39,7 +39,7 @@ from manyhands.coordination.types import (
     Closed,
     Closing,
     Counted,
-    Fingerprint,
+    Held,
     PhaseChanged,
     Uncounted,
 )
@@ -137,7 +137,7 @@ def close(step: Step, number: int, *, at_deadline: bool) -> None:
     step.put_round(number, stage="close", closing=closing)
     _settle(step, step.state.rounds[number])
     if not closing.counted:
-        publish(step, number, None, fingerprint_at(step.state, number))
+        publish(step, number, None, held_at(step.state, number))
     elif step.state.plan.topology == "mesh":
         publish(step, number, None, None)
     else:
@@ -198,16 +198,21 @@ def advanced(step: Step, event: Advanced) -> None:
     round_ = step.state.rounds.get(event.round)
     if step.state.plan.topology != "star" or round_ is None or round_.closing is None:
         return
-    publish(step, event.round, event.change, event.fingerprint)
+    publish(step, event.round, event.change, Held(event.fingerprint))
 
 
-def publish(step: Step, number: int, change: BlobRef | None, fingerprint: Fingerprint | None) -> None:
+def publish(step: Step, number: int, change: BlobRef | None, held: Held | None) -> None:
     """The end of a round for everybody: public is one closing further."""
     state = step.state
     round_ = state.rounds[number]
     assert round_.closing is not None
     assert number == state.closed_rounds
-    closed = Closed(closing=round_.closing, change=change, fingerprint=fingerprint)
+    closed = Closed(
+        closing=round_.closing,
+        change=change,
+        fingerprint=None if held is None else held.public,
+        outer_fingerprint=None if held is None else held.outer,
+    )
     counted = bool(round_.closing.counted)
     step.change(
         rounds={n: other for n, other in state.rounds.items() if n != number},

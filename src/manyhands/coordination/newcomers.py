@@ -1,9 +1,9 @@
-"""What a client is given to start from, and the fingerprint that public has after so many closings."""
+"""What a client is given to start from, and the fingerprints of what is held after so many closings."""
 
 from __future__ import annotations
 
 from manyhands.coordination.state import RunState
-from manyhands.coordination.types import CatchUp, Fingerprint
+from manyhands.coordination.types import CatchUp, Fingerprint, Held
 
 
 def catch_up(state: RunState, has_round: int | None) -> CatchUp:
@@ -21,10 +21,16 @@ def catch_up(state: RunState, has_round: int | None) -> CatchUp:
 
 def fingerprint_at(state: RunState, closings: int) -> Fingerprint | None:
     """Of public after so many closings; None: not agreed yet, or too long ago."""
+    held = held_at(state, closings)
+    return None if held is None else held.public
+
+
+def held_at(state: RunState, closings: int) -> Held | None:
+    """What everybody should hold after so many closings; None: not agreed yet, or too long ago."""
     for closed in reversed(state.history):
         if closed.closing.round == closings - 1:
-            return closed.fingerprint
+            return closed.held
     for snapshot in state.snapshots:
         if snapshot.round == closings:
-            return snapshot.fingerprint
+            return snapshot.held
     return None

@@ -2,7 +2,7 @@
 
 A snapshot is asked for every `rounds.snapshot_every` closings and at the end: of the aggregator in a star, of the
 most reliable client that is there in a mesh, and of another one when it does not come in time. It is accepted only
-with the fingerprint that is agreed for its round (fingerprints.py).
+with the fingerprints that are agreed for its round (fingerprints.py).
 
 Two snapshots stay, with the closings since the older one, so that who is downloading the older one is not left
 alone; and closings that `rounds.keep_updates` asks for.
@@ -19,7 +19,7 @@ from manyhands.coordination.fingerprints import (
     note_report,
     resync,
 )
-from manyhands.coordination.newcomers import fingerprint_at
+from manyhands.coordination.newcomers import held_at
 from manyhands.coordination.presence import by_reliability, is_present, present_clients
 from manyhands.coordination.state import RunState
 from manyhands.coordination.step import Step
@@ -111,21 +111,21 @@ def snapshot_stored(step: Step, event: SnapshotStored) -> None:
     snapshot = event.snapshot
     if event.by != whom or not state.snapshots[-1].round < snapshot.round <= state.closed_rounds:
         return
-    if mesh:  # whoever stores it says by that what its public is
-        note_report(step, event.by, snapshot.round - 1, snapshot.fingerprint)
+    if mesh:  # whoever stores it says by that what it holds
+        note_report(step, event.by, snapshot.round - 1, snapshot.held)
         agree_on_fingerprints(step)
     step.change(snapshot_offered=snapshot)
     take_offered_snapshot(step)
 
 
 def take_offered_snapshot(step: Step) -> None:
-    """Accept the one that was stored as soon as the fingerprint of its round is agreed; drop a wrong one."""
+    """Accept the one that was stored as soon as the fingerprints of its round are agreed; drop a wrong one."""
     snapshot = step.state.snapshot_offered
-    agreed = None if snapshot is None else fingerprint_at(step.state, snapshot.round)
+    agreed = None if snapshot is None else held_at(step.state, snapshot.round)
     if snapshot is None or agreed is None:
         return
     step.change(snapshot_offered=None)
-    if agreed != snapshot.fingerprint and not _set_right(step, snapshot):
+    if agreed != snapshot.held and not _set_right(step, snapshot):
         return
     asked = step.state.snapshot_asked
     if asked is not None and asked[0] <= snapshot.round:
@@ -135,7 +135,7 @@ def take_offered_snapshot(step: Step) -> None:
 
 def _set_right(step: Step, snapshot: Snapshot) -> bool:
     """Mesh: a wrong snapshot. Its client starts again and another one is asked; or, when it has already done so and
-    nobody has the agreed fingerprint any more, what it stored is right. Otherwise the next is asked in time.
+    nobody holds what was agreed any more, what it stored is right. Otherwise the next is asked in time.
     """
     asked = step.state.snapshot_asked
     if step.state.plan.topology == "star" or asked is None:
@@ -145,7 +145,7 @@ def _set_right(step: Step, snapshot: Snapshot) -> bool:
     if client is None or client.status != "ready":
         ask_for_snapshot(step, instead_of=asked[1])
         return False
-    return agree_anew(step, snapshot.round - 1) == snapshot.fingerprint
+    return agree_anew(step, snapshot.round - 1) == snapshot.held
 
 
 def keep_snapshot(step: Step, snapshot: Snapshot) -> None:
@@ -171,7 +171,7 @@ def keep_snapshot(step: Step, snapshot: Snapshot) -> None:
         snapshots_taken=state.snapshots_taken + 1,
         to_evaluate=to_evaluate,
         history=history,
-        fingerprints={r: reports for r, reports in state.fingerprints.items() if r in remembered},
+        reported={r: reports for r, reports in state.reported.items() if r in remembered},
     )
 
 

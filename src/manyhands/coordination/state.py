@@ -16,7 +16,7 @@ from manyhands.coordination.types import (
     Closed,
     Closing,
     Contribution,
-    Fingerprint,
+    Held,
     IndexRange,
     RoundTerms,
     Snapshot,
@@ -118,7 +118,7 @@ class RunState:
     last_timeout_ms: int | None = None
     data: DataLedger
     history: tuple[Closed, ...] = ()  # since the oldest snapshot that newcomers may start from
-    fingerprints: dict[int, dict[ClientId, Fingerprint]] = field(default_factory=dict)  # mesh, latest rounds
+    reported: dict[int, dict[ClientId, Held]] = field(default_factory=dict)  # mesh, latest rounds
     snapshots: tuple[Snapshot, ...]  # oldest first; the first one is public at 0
     snapshot_asked: tuple[int, str, int] | None = None  # round, whom ("": nobody to ask yet), when
     evaluations: dict[int, float | None] = field(default_factory=dict)  # infinity: not finite; None: no model

@@ -12,7 +12,7 @@ the second time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Discriminator
 
@@ -27,6 +27,17 @@ EVERYONE: Final = "everyone"
 
 
 # ------------------------------------------------------------------------------------------- values
+class Held(NamedTuple):
+    """What somebody holds after some closings, by fingerprint.
+
+    `outer`: of the outer optimizer's state, in a mesh, where everybody holds it alike; None in a star, and as long as
+    there is none.
+    """
+
+    public: Fingerprint
+    outer: Fingerprint | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRange:
     """Positions [start, stop) of epoch `epoch`'s permutation of the samples (data/permutation.py)."""
@@ -153,6 +164,11 @@ class Snapshot:
     round: int
     blob: BlobRef
     fingerprint: Fingerprint
+    outer_fingerprint: Fingerprint | None = None
+
+    @property
+    def held(self) -> Held:
+        return Held(self.fingerprint, self.outer_fingerprint)
 
 
 # ------------------------------------------------------------------------------------------- events
@@ -272,12 +288,17 @@ class Advanced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprinted:
-    """A client's public after `round + 1` closings, that is after applying the closing of `round`."""
+    """A client's public, in a mesh also its outer, after `round + 1` closings: the closing of `round` is applied."""
 
     client: ClientId
     round: int
     fingerprint: Fingerprint
+    outer_fingerprint: Fingerprint | None = None
     kind: Literal["fingerprinted"] = "fingerprinted"
+
+    @property
+    def held(self) -> Held:
+        return Held(self.fingerprint, self.outer_fingerprint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,7 +381,13 @@ class Closed:
     closing: Closing
     change: BlobRef | None
     fingerprint: Fingerprint | None  # star: of public afterwards; mesh: not known yet
+    outer_fingerprint: Fingerprint | None = None  # mesh, known together with the other
     kind: Literal["closed"] = "closed"
+
+    @property
+    def held(self) -> Held | None:
+        """By whoever has applied it; None: not agreed yet."""
+        return None if self.fingerprint is None else Held(self.fingerprint, self.outer_fingerprint)
 
     @property
     def payloads(self) -> tuple[BlobRef, ...]:

@@ -270,7 +270,7 @@ _FORMS: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
     **dict.fromkeys(("client", "by", "blob", "commit"), (_HEX64, "64 hex digits")),
     "nonce": (re.compile(r"([0-9a-f]{64})?"), "64 hex digits"),
     "signature": (re.compile(r"([0-9a-f]{128})?"), "128 hex digits"),
-    "fingerprint": (re.compile(r"[0-9a-f]{1,128}"), "hex digits"),
+    **dict.fromkeys(("fingerprint", "outer_fingerprint"), (re.compile(r"[0-9a-f]{1,128}"), "hex digits")),
     "assignment": (_ASSIGNMENT, "<round>-<ordinal>"),
     "start": (re.compile(rf"fresh|{_ASSIGNMENT.pattern}"), "'fresh' or an assignment"),
 }

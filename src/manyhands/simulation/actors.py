@@ -28,6 +28,7 @@ from manyhands.coordination.types import (
     Event,
     Fingerprint,
     Fingerprinted,
+    Held,
     Merge,
     Ready,
     Reveal,
@@ -75,8 +76,8 @@ class SimulatedClient:
                 events = [self._verdict(contribution) for contribution in body.contributions]
             case TakeSnapshot():
                 path = self._scratch.new("snapshot")
-                fingerprint = self.participant.save_public(path)
-                events = [_stored(self.key, body.round, self._scratch, path, fingerprint)]
+                held = self.participant.save_public(path)
+                events = [_stored(self.key, body.round, self._scratch, path, held)]
             case _:
                 events = []  # abandoned work was done at once; phases are the coordinator's
         return [(now_ms, event) for event in events]
@@ -84,7 +85,7 @@ class SimulatedClient:
     def _catch_up(self, body: CatchUp) -> list[Event]:
         if body.snapshot is not None:
             path = self._scratch.path(body.snapshot.blob)
-            self._participant = self._stage.participant(path, body.snapshot.round)
+            self._participant = self._stage.participant(path, body.snapshot.round, body.snapshot.held)
         events = [event for closed in body.closed for event in self._close(closed)]
         return [*events, Ready(client=self.key, round=body.round)]
 
@@ -113,11 +114,14 @@ class SimulatedClient:
 
     def _close(self, closed: Closed) -> list[Event]:
         paths = [self._scratch.path(ref) for ref in closed.payloads]
-        fingerprint = self.participant.close_with(closed, paths)
+        held = self.participant.close_with(closed, paths)
         number = closed.closing.round
         if self._stage.plan.topology == "mesh":
-            return [Fingerprinted(client=self.key, round=number, fingerprint=fingerprint)]
-        assert closed.fingerprint in (None, fingerprint), f"round {number}: public is not the aggregator's"
+            report = Fingerprinted(
+                client=self.key, round=number, fingerprint=held.public, outer_fingerprint=held.outer
+            )
+            return [report]
+        assert closed.held in (None, held), f"round {number}: public is not the aggregator's"
         return []
 
     def _verdict(self, contribution: Contribution) -> Verdict:
@@ -160,8 +164,8 @@ class SimulatedAggregator:
             case TakeSnapshot():
                 path = self._scratch.new("snapshot")
                 self._aggregation.move_on(body.round, self._public_at(body.round))
-                fingerprint = self._aggregation.snapshot(path)
-                event = _stored(AGGREGATOR, body.round, self._scratch, path, fingerprint)
+                held = Held(self._aggregation.snapshot(path))
+                event = _stored(AGGREGATOR, body.round, self._scratch, path, held)
             case _:
                 raise AssertionError(f"{body.kind} is not for the aggregator")
         return [(now_ms, event)]
@@ -205,6 +209,8 @@ def _verdict(by: str, number: int, assignment: str, reason: str) -> Verdict:
     return Verdict(by=by, round=number, assignment=assignment, accepted=not reason, reason=reason)
 
 
-def _stored(by: str, number: int, scratch: Scratch, path: Path, fingerprint: str) -> SnapshotStored:
-    snapshot = Snapshot(round=number, blob=scratch.keep(path), fingerprint=fingerprint)
+def _stored(by: str, number: int, scratch: Scratch, path: Path, held: Held) -> SnapshotStored:
+    snapshot = Snapshot(
+        round=number, blob=scratch.keep(path), fingerprint=held.public, outer_fingerprint=held.outer
+    )
     return SnapshotStored(by=by, snapshot=snapshot)

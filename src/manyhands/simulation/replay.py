@@ -132,7 +132,7 @@ class _Replay:
     def __init__(self, run: RecordedRun, stage: Stage, scratch: Path) -> None:
         self._stage, self._scratch = stage, scratch
         self._participant = stage.participant(run.first_snapshot)
-        self._fingerprint = self._participant.fingerprint()
+        self._fingerprint = self._participant.held().public
         self._locals = _LocalStates(run.rounds)
         self._aggregation: Aggregation | None = None
         if stage.plan.topology == "star":
@@ -178,14 +178,14 @@ class _Replay:
         updates = [paths[counted.assignment] for counted in closing.counted]
         self._participant.local = Local()
         if self._aggregation is None or not closing.counted:
-            fingerprint = self._participant.close(closing, update_paths=updates)
+            held = self._participant.close(closing, update_paths=updates)
         else:
             change = self._advance(recorded, updates)
-            fingerprint = self._participant.close(closing, change_path=change)
+            held = self._participant.close(closing, change_path=change)
             change.unlink()
         public, plan = self._participant.public, self._stage.plan
         self._locals.settle(lambda local: functions.adopt(public, local, closing, plan=plan))
-        return fingerprint
+        return held.public
 
     def _advance(self, recorded: RecordedRound, updates: Sequence[Path]) -> Path:
         """As the aggregator did; the file of the change."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from manyhands.coordination.types import Held
 from manyhands.engine.device import choose_device
 from manyhands.engine.evaluation import EvaluationResult, evaluate
 from manyhands.engine.trainer import EngineTrainer, load_weights
@@ -79,8 +80,11 @@ class Stage:
             first_fingerprint=descriptor.first_fingerprint,
         )
 
-    def participant(self, snapshot: Path, round_number: int = 0) -> Participant:
-        """A new one, whose public is a snapshot taken after so many closings; its local state is fresh."""
+    def participant(self, snapshot: Path, round_number: int = 0, held: Held | None = None) -> Participant:
+        """A new one that starts from a snapshot taken after so many closings; its local state is fresh.
+
+        `held`: what the snapshot holds; that of the first one is known.
+        """
         made = Participant(
             self.plan,
             self.parameters,
@@ -89,7 +93,7 @@ class Stage:
             device=str(self.trainer.device),
             micro_batch=self.trainer.micro_batch_size or 0,
         )
-        made.load_public(snapshot, round_number)
+        made.load_public(snapshot, round_number, held or Held(self.first_fingerprint))
         return made
 
     def evaluate(self, snapshot: Path) -> EvaluationResult:

@@ -4,7 +4,8 @@ Used by a client's worker process and by simulation. Not for several threads. Wi
 arrays throughout and torch is never loaded: for work without a model.
 
 A star's client applies the change that the aggregator published; a mesh's client merges the counted updates and
-advances itself. Either way `public` gets the same bits, and `close` returns their fingerprint.
+advances itself. Either way `public` gets the same bits, and `close` returns their fingerprint; in a mesh also that
+of `outer`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manyhands.coordination.types import Assignment, Claims, Closed, Closing, RoundTerms
+from manyhands.coordination.types import Assignment, Claims, Closed, Closing, Held, RoundTerms
 from manyhands.errors import UpdateError
 from manyhands.plan import wire
 from manyhands.plan.descriptor import Parameter
@@ -72,8 +73,9 @@ class Participant:
         """The outer optimizer's state: in a mesh alike everywhere, in a star empty."""
         return self._outer
 
-    def fingerprint(self) -> str:
-        return snapshots.fingerprint_of(self._public).hex
+    def held(self) -> Held:
+        """The fingerprints of `public` and, in a mesh, of `outer`."""
+        return snapshots.held_by(self._arrays())
 
     def work(self, assignment: Assignment, terms: RoundTerms, path: Path) -> Claims:
         """Do an assignment and write the update to `path`. If it raises, neither file nor local state is new.
@@ -121,8 +123,8 @@ class Participant:
 
     def close(
         self, closing: Closing, *, change_path: Path | None = None, update_paths: Sequence[Path] | None = None
-    ) -> str:
-        """Apply a closing and adopt it; the fingerprint of `public` afterwards.
+    ) -> Held:
+        """Apply a closing and adopt it; the fingerprints of what is held afterwards.
 
         Star: `change_path` is the published change. Mesh: `update_paths` are the counted updates, in the closing's
         order. Neither where nothing counted. If it raises, nothing has changed.
@@ -144,9 +146,9 @@ class Participant:
         self.local = functions.adopt(snapshots.public_of(public), self.local, closing, plan=self._plan)
         self._public = public
         self.round += 1
-        return self.fingerprint()
+        return self.held()
 
-    def close_with(self, closed: Closed, payloads: Sequence[Path]) -> str:
+    def close_with(self, closed: Closed, payloads: Sequence[Path]) -> Held:
         """`close` of what was published: `payloads` are the files of `closed.payloads`, in that order."""
         if closed.change is not None:
             (change,) = payloads
@@ -166,34 +168,25 @@ class Participant:
         """Raises StorageError when the file is not the local state of this run; the old state stays."""
         self.local = localfile.load_local(path, self._parameters, arrays=self._torch_free)
 
-    def save_public(self, path: Path) -> str:
-        """A snapshot: `public`, in a mesh with `outer`; its fingerprint. Equal states give equal bytes."""
-        arrays = dict(self._public)
-        if self._plan.topology == "mesh":
-            arrays |= snapshots.complete_outer(self._outer, self._plan, self._parameters)
-        snapshots.save_arrays(arrays, path)
-        return self.fingerprint()
+    def save_public(self, path: Path) -> Held:
+        """A snapshot: `public`, in a mesh with `outer`; its fingerprints. Equal states give equal bytes."""
+        snapshots.save_arrays(self._arrays(), path)
+        return self.held()
 
-    def load_public(self, path: Path, round_number: int) -> str:
-        """Go on from a snapshot taken after `round_number` closings; its fingerprint. Raises UpdateError.
+    def load_public(self, path: Path, round_number: int, expected: Held) -> None:
+        """Go on from a snapshot taken after `round_number` closings; local state stays: `settle` it.
 
-        Local state stays; `settle` it with the closings in between.
+        Raises UpdateError when the file is no snapshot of this plan or does not hold what is expected; then nothing
+        has changed.
         """
-        arrays = snapshots.load_arrays(path, self._plan, self._parameters)
-        outer = snapshots.outer_of(arrays)
-        if (
-            self._plan.topology == "mesh"
-            and not outer.moments
-            and wire.outer_schema(self._plan, self._parameters)
-        ):
-            if round_number:
-                raise UpdateError(
-                    f"the snapshot {path} is without outer state, which a mesh needs after round 0"
-                )
-            outer = Outer()
-        self._public, self._outer = snapshots.public_arrays(snapshots.public_of(arrays)), outer
+        arrays = snapshots.load_held(path, self._plan, self._parameters, expected)
+        self._public = snapshots.public_arrays(snapshots.public_of(arrays))
+        self._outer = snapshots.outer_of(arrays)
         self.round = round_number
-        return self.fingerprint()
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """What is held, by the names of a snapshot."""
+        return {**self._public, **snapshots.outer_arrays(self._outer)}
 
     def _applied(self, change_path: Path) -> dict[str, np.ndarray]:
         with tensorfile.open_checked(change_path, wire.change_schema(self._plan, self._parameters)) as change:

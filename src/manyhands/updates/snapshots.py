@@ -1,8 +1,9 @@
 """`public` and `outer` as named arrays and as files.
 
 A snapshot holds every parameter under its name and the control variate under `control/`; in a mesh also the outer
-optimizer's state under `outer/`. Its data are the bytes that the fingerprint covers (without `outer/`), so equal
-publics give equal files. First weights may come without a control variate: it is zero then.
+optimizer's state under `outer/`, once there is any. Its data are the bytes that two fingerprints cover, one what is
+under `outer/` and the other the rest, so equal states give equal files. First weights may come without a control
+variate: it is zero then.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from manyhands.coordination.types import Held
 from manyhands.errors import UpdateError
 from manyhands.plan import wire
 from manyhands.plan.descriptor import Parameter
@@ -117,3 +119,27 @@ def fingerprint_of(arrays: Arrays, *, threads: int | None = None) -> Fingerprint
     """Of `public`, by the names of a snapshot; outer state is not covered."""
     covered = {name: array for name, array in arrays.items() if not name.startswith(_OUTER)}
     return fingerprint(covered, threads=threads or default_threads())
+
+
+def held_by(arrays: Arrays) -> Held:
+    """Both fingerprints of a snapshot's arrays."""
+    outer = {name: array for name, array in arrays.items() if name.startswith(_OUTER)}
+    return Held(
+        fingerprint_of(arrays).hex, fingerprint(outer, threads=default_threads()).hex if outer else None
+    )
+
+
+def load_held(path: Path, plan: Plan, parameters: Sequence[Parameter], expected: Held) -> dict[str, F32]:
+    """`load_arrays` of a snapshot that must hold this. Raises UpdateError, saying which of the two differs."""
+    arrays = load_arrays(path, plan, parameters)
+    for what, has, should in zip(("public", "outer state"), held_by(arrays), expected, strict=True):
+        if has != should:
+            raise UpdateError(
+                f"{path} is not the snapshot that it is said to be: the fingerprint of its {what} is {_short(has)}, "
+                f"expected {_short(should)}"
+            )
+    return arrays
+
+
+def _short(fingerprint_hex: str | None) -> str:
+    return "none" if fingerprint_hex is None else f"{fingerprint_hex[:16]}..."

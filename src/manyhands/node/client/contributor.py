@@ -219,12 +219,12 @@ class Contributor:
         if node.round != at:
             return
         path = node.files.updates / f"snapshot-{at}.safetensors"
-        fingerprint = await node.worker.snapshot(path)
+        public, outer = await node.worker.snapshot(path)
         try:
             manifest = await asyncio.to_thread(manifest_of, path)
             blob = manifest.ref
             await self._upload(SnapshotOffer(round=at, blob=blob), path, manifest)
-            snapshot = Snapshot(round=at, blob=blob, fingerprint=fingerprint)
+            snapshot = Snapshot(round=at, blob=blob, fingerprint=public, outer_fingerprint=outer)
             await node.connection.ask(SnapshotStored(by=node.options.identity.public, snapshot=snapshot))
         except (Refused, BlobError, ServerUnreachable) as error:
             node.tell("refused", f"snapshot at {at}: {error}", level="warning")

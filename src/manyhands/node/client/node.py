@@ -298,19 +298,19 @@ class ClientNode:
             self.round = None
             await self._start_over()
             return False
-        fingerprint = await self.worker.close(closed, paths)
+        held = await self.worker.close(closed, paths)
         self.round = number + 1
         self.connection.has_round = self.round
         mesh = self.descriptor.plan.topology == "mesh"
-        if fingerprint is None:
-            return True
-        differs = closed.fingerprint is not None and fingerprint != closed.fingerprint
+        differs = closed.held not in (None, held)
         if mesh or differs:
-            await self.connection.ask(
-                Fingerprinted(client=self.options.identity.public, round=number, fingerprint=fingerprint)
+            me = self.options.identity.public
+            report = Fingerprinted(
+                client=me, round=number, fingerprint=held.public, outer_fingerprint=held.outer
             )
+            await self.connection.ask(report)
         if differs:
-            self.tell("drift", f"public differs from the run's after round {number}: fetching it anew")
+            self.tell("drift", f"what is held differs from the run's after round {number}: fetching it anew")
             for path in paths:  # one of them may be damaged here
                 path.unlink(missing_ok=True)
             self.round = None

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Claims, Closed, Closing, Snapshot, Work
+from manyhands.coordination.types import Claims, Closed, Closing, Held, Snapshot, Work
 from manyhands.errors import WorkerError
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.options import ClientOptions
@@ -89,14 +89,14 @@ class ClientWorker:
         await self._call("load", **self._load_arguments(snapshot, path))
         self._forget()
 
-    async def close(self, closed: Closed, paths: list[Path]) -> str | None:
-        """Apply a closing; the fingerprint of public afterwards (None from a dummy)."""
-        fingerprint = await self._close(closed, paths)
+    async def close(self, closed: Closed, paths: list[Path]) -> Held:
+        """Apply a closing; the fingerprints of what is held afterwards."""
+        held = await self._close(closed, paths)
         self._applied.append((closed, paths))
         self._closings.append(closed.closing)
-        if len(self._applied) >= self._descriptor.plan.rounds.snapshot_every and fingerprint is not None:
-            await self._save_base(closed.closing.round + 1, fingerprint)
-        return fingerprint
+        if len(self._applied) >= self._descriptor.plan.rounds.snapshot_every:
+            await self._save_base(closed.closing.round + 1, held)
+        return held
 
     async def work(self, work: Work, path: Path) -> Claims | None:
         """Do an assignment and write its update to `path`; None if it was abandoned."""
@@ -107,27 +107,27 @@ class ClientWorker:
         """Why the update at `path` is not acceptable; empty if it is."""
         return str(await self._call("check", path=str(path), norm=norm))
 
-    async def snapshot(self, path: Path) -> str:
-        """Write a snapshot of public (in a mesh with outer); its fingerprint."""
-        return str(await self._call("snapshot", path=str(path)))
+    async def snapshot(self, path: Path) -> Held:
+        """Write a snapshot of public (in a mesh with outer); its fingerprints."""
+        return Held(*await self._call("snapshot", path=str(path)))
 
     # ------------------------------------------------------------------ inside
     def _notice(self, notice: dict[str, Any]) -> None:
         if "progress" in notice:
             self._on_progress(notice["progress"])
 
-    async def _close(self, closed: Closed, paths: list[Path]) -> str | None:
-        result = await self._call(
-            "close", closed=_closed.dump_python(closed, mode="json"), paths=[str(path) for path in paths]
-        )
-        return None if result is None else str(result)
+    async def _close(self, closed: Closed, paths: list[Path]) -> Held:
+        body = _closed.dump_python(closed, mode="json")
+        return Held(*await self._call("close", closed=body, paths=[str(path) for path in paths]))
 
-    async def _save_base(self, at: int, fingerprint: str) -> None:
+    async def _save_base(self, at: int, held: Held) -> None:
         path = self._files.directory.path / f"public-{at}.safetensors"
         old = self._base
         await self._call("snapshot", path=str(path))
         assert self._base is not None
-        self._base = (Snapshot(round=at, blob=self._base[0].blob, fingerprint=fingerprint), path)
+        public, outer = held
+        saved = Snapshot(round=at, blob=self._base[0].blob, fingerprint=public, outer_fingerprint=outer)
+        self._base = (saved, path)
         self._applied = []
         if old is not None and old[1] != path:
             old[1].unlink(missing_ok=True)
@@ -143,7 +143,7 @@ class ClientWorker:
         return {
             "path": str(path),
             "round": snapshot.round,
-            "fingerprint": snapshot.fingerprint,
+            "held": snapshot.held,
             "settle": _closings.dump_python(
                 tuple(closing for closing in self._closings if closing.round < snapshot.round), mode="json"
             ),

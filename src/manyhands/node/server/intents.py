@@ -34,7 +34,7 @@ from manyhands.coordination.types import (
 from manyhands.errors import BlobError, Refused, UpdateError
 from manyhands.identity.contributions import check_contribution, commit
 from manyhands.network.messages import MAX_REASON, IntentBody, Opening, SnapshotOffer, plain_text
-from manyhands.plan.wire import Schema, check_header
+from manyhands.plan.wire import Schema, check_header, snapshot_schema
 
 if TYPE_CHECKING:
     from manyhands.node.server.sessions import Session
@@ -116,9 +116,9 @@ def changes_nothing(state: RunState, key: ClientId, body: IntentBody) -> bool:
         case Fingerprinted():
             if state.plan.topology == "star":
                 return fingerprint_at(state, body.round + 1) in (None, body.fingerprint)
-            reported = state.fingerprints.get(body.round, {}).get(key)
+            reported = state.reported.get(body.round, {}).get(key)
             past = any(closed.closing.round == body.round for closed in state.history)
-            return not past or reported == body.fingerprint
+            return not past or reported == body.held
         case SnapshotStored():
             return state.snapshot_offered == body.snapshot or body.snapshot in state.snapshots
     return False
@@ -257,11 +257,21 @@ def _offer(session: Session, offer: SnapshotOffer) -> None:
 
 
 async def _check_snapshot(session: Session, body: SnapshotStored) -> None:
-    snapshot = body.snapshot
+    """Whether it holds what it is said to hold: newcomers start from it."""
+    from manyhands.updates.snapshots import load_held  # numpy, which a star's server has no use for
+
+    run, snapshot = session.run, body.snapshot
     _check_asked(session, snapshot.round)
-    await _check_stored(session, snapshot.blob, session.run.snapshot_schema)
+    plan, parameters = run.descriptor.plan, run.descriptor.parameters
+    outer = snapshot.outer_fingerprint is not None
+    await _check_stored(session, snapshot.blob, snapshot_schema(plan, parameters, outer=outer))
+    path = run.blobs.path(snapshot.blob.blob)
+    try:
+        await asyncio.to_thread(load_held, path, plan, parameters, snapshot.held)
+    except UpdateError as error:
+        raise UpdateError(str(error).replace(str(path), "the file")) from None
     session.announced.done(snapshot.blob.blob)
-    await session.run.register_blob(snapshot.blob, "snapshot", snapshot.round)
+    await run.register_blob(snapshot.blob, "snapshot", snapshot.round)
 
 
 def _check_asked(session: Session, round_number: int) -> None:

@@ -30,7 +30,6 @@ class ServedRun:
     index: BlobIndex
     directory: Path
     update_schema: Schema = field(init=False)
-    snapshot_schema: Schema = field(init=False)
     maximum_update_bytes: int = field(init=False)
     maximum_snapshot_bytes: int = field(init=False)
     readable: set[str] = field(default_factory=set)
@@ -41,8 +40,8 @@ class ServedRun:
         plan, parameters = self.descriptor.plan, self.descriptor.parameters
         self.update_schema = update_schema(plan, parameters)
         self.maximum_update_bytes = maximum_bytes(plan, parameters)
-        self.snapshot_schema = snapshot_schema(plan, parameters, outer=plan.topology == "mesh")
-        self.maximum_snapshot_bytes = layout(self.snapshot_schema).data_bytes + SNAPSHOT_HEADER_BYTES
+        largest = snapshot_schema(plan, parameters, outer=plan.topology == "mesh")
+        self.maximum_snapshot_bytes = layout(largest).data_bytes + SNAPSHOT_HEADER_BYTES
         self.readable = {m.blob for m in self.descriptor.materials.values()}
         self.readable.add(self.descriptor.first_snapshot.blob)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Claims, Closed, Closing, Work
+from manyhands.coordination.types import Claims, Closed, Closing, Held, Work
 from manyhands.engine.device import choose_device, use_threads
 from manyhands.engine.trainer import EngineTrainer, Progress
-from manyhands.errors import BlobError, StorageError, UpdateError
+from manyhands.errors import StorageError, UpdateError
 from manyhands.node.workers.channel import Channel, open_channel
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.tasks.registry import family_of
@@ -66,7 +66,7 @@ class ClientWorker:
         )
         return {"pid": os.getpid(), "threads": used, "device": str(chosen)}
 
-    def load(self, path: str, round: int, fingerprint: str, settle: list[Any]) -> None:
+    def load(self, path: str, round: int, held: list[Any], settle: list[Any]) -> None:
         """Public from a snapshot. The first time, local state too: what an earlier process has saved.
 
         `settle`: closings before that snapshot, of which the local state may not have heard.
@@ -82,11 +82,7 @@ class ClientWorker:
                 micro_batch=self._trainer.micro_batch_size or 0,
             )
             self._load_local()
-        found = self._participant.load_public(Path(path), round)
-        if found != fingerprint:
-            raise BlobError(
-                f"the snapshot at {round} has the fingerprint {found[:16]}..., not {fingerprint[:16]}..."
-            )
+        self._participant.load_public(Path(path), round, Held(*held))
         self._participant.settle(_closings.validate_python(settle))
 
     def _load_local(self) -> None:
@@ -128,8 +124,8 @@ class ClientWorker:
         kept = json.loads(self._claims_file.read_text())
         return kept["claims"] if kept["assignment"] == assignment else None
 
-    def close(self, closed: dict[str, Any], paths: list[str]) -> str:
-        """Apply a closing; the fingerprint of public afterwards."""
+    def close(self, closed: dict[str, Any], paths: list[str]) -> Held:
+        """Apply a closing; the fingerprints of what is held afterwards."""
         body = _closed.validate_python(closed)
         return self._loaded().close_with(body, [Path(path) for path in paths])
 
@@ -141,7 +137,7 @@ class ClientWorker:
             return str(error)
         return ""
 
-    def snapshot(self, path: str) -> str:
+    def snapshot(self, path: str) -> Held:
         return self._loaded().save_public(Path(path))
 
     @property

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Claims, Closed, Work
-from manyhands.errors import BlobError, UpdateError
+from manyhands.coordination.types import Claims, Closed, Held, Work
+from manyhands.errors import UpdateError
 from manyhands.node.workers.channel import Channel, open_channel
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.tasks.dummy import DummyWork
@@ -37,16 +37,12 @@ class DummyWorker:
         self._dummy = DummyWork(self._run.plan, self._run.parameters)
         return {}
 
-    def load(self, path: str, round: int, fingerprint: str, **_: Any) -> None:
+    def load(self, path: str, round: int, held: list[Any], **_: Any) -> None:
         if self._participant is None:
             plan, parameters = self._run.plan, self._run.parameters
             public = first_public(plan, parameters, Path(path))
             self._participant = Participant(plan, parameters, None, public, torch_free=True)
-        found = self._participant.load_public(Path(path), round)
-        if found != fingerprint:
-            raise BlobError(
-                f"the snapshot at {round} has the fingerprint {found[:16]}..., not {fingerprint[:16]}..."
-            )
+        self._participant.load_public(Path(path), round, Held(*held))
 
     def work(self, work: dict[str, Any], path: str) -> Any:
         assignment = _work.validate_python(work).assignment
@@ -57,7 +53,7 @@ class DummyWorker:
         )
         return None if claims is None else _claims.dump_python(claims, mode="json")
 
-    def close(self, closed: dict[str, Any], paths: list[str]) -> str:
+    def close(self, closed: dict[str, Any], paths: list[str]) -> Held:
         body = _closed.validate_python(closed)
         return self._loaded().close_with(body, [Path(path) for path in paths])
 
@@ -68,7 +64,7 @@ class DummyWorker:
             return str(error)
         return ""
 
-    def snapshot(self, path: str) -> str:
+    def snapshot(self, path: str) -> Held:
         return self._loaded().save_public(Path(path))
 
     def _loaded(self) -> Participant:
