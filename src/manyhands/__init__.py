@@ -25,12 +25,9 @@ if TYPE_CHECKING:
     from manyhands.plan.resolve import load_plan, resolve
     from manyhands.plan.schema import (
         Codec,
-        CustomTask,
         Data,
-        DummyTask,
         Evaluation,
         InnerOptimizer,
-        LanguageModelTask,
         LocalWork,
         Membership,
         Merge,
@@ -38,9 +35,8 @@ if TYPE_CHECKING:
         Plan,
         Rounds,
         Schedule,
-        TextSource,
-        Tokenizer,
     )
+    from manyhands.plan.tasks import CustomTask, DummyTask, LanguageModelTask, TextSource, Tokenizer
     from manyhands.simulation import RecordedRun, Replayed, Simulated, simulate
 
 __version__ = "0.1.0"
@@ -54,12 +50,9 @@ _HOMES = {
     "manyhands.plan.resolve": ("load_plan", "resolve"),
     "manyhands.plan.schema": (
         "Codec",
-        "CustomTask",
         "Data",
-        "DummyTask",
         "Evaluation",
         "InnerOptimizer",
-        "LanguageModelTask",
         "LocalWork",
         "Membership",
         "Merge",
@@ -67,9 +60,8 @@ _HOMES = {
         "Plan",
         "Rounds",
         "Schedule",
-        "TextSource",
-        "Tokenizer",
     ),
+    "manyhands.plan.tasks": ("CustomTask", "DummyTask", "LanguageModelTask", "TextSource", "Tokenizer"),
     "manyhands.simulation": ("RecordedRun", "Replayed", "Simulated", "simulate"),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}

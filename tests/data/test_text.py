@@ -8,7 +8,7 @@ import pytest
 
 from manyhands.data.text import read_corpus
 from manyhands.errors import DataError
-from manyhands.plan.schema import TextSource
+from manyhands.plan.tasks import TextSource
 
 
 def tree(root: Path, files: dict[str, bytes]) -> str:

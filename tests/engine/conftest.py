@@ -14,16 +14,8 @@ from safetensors.torch import load_file
 from manyhands.coordination.schedule import learning_rates
 from manyhands.coordination.types import Assignment, OuterTerms, RoundTerms
 from manyhands.data.ranges import ranges_between
-from manyhands.plan.schema import (
-    InnerOptimizer,
-    LanguageModelTask,
-    LocalWork,
-    Plan,
-    Rounds,
-    Schedule,
-    TextSource,
-    Tokenizer,
-)
+from manyhands.plan.schema import InnerOptimizer, LocalWork, Plan, Rounds, Schedule
+from manyhands.plan.tasks import LanguageModelTask, TextSource, Tokenizer
 from manyhands.tasks.protocol import Prepared, Task
 from manyhands.tasks.registry import family_of
 

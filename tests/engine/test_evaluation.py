@@ -9,7 +9,22 @@ import torch
 
 from manyhands.engine.evaluation import evaluate
 from manyhands.errors import DataError
-from manyhands.tasks.protocol import Loss
+from manyhands.tasks.protocol import VALIDATION, Batch, Loss, Metrics
+
+
+class Doubled(Metrics):
+    """Twice the mean loss."""
+
+    total, count = 0.0, 0
+
+    def add(self, model: torch.nn.Module, batch: Batch) -> Loss:
+        loss = super().add(model, batch)
+        self.total += 2 * float(loss.mean) * loss.count
+        self.count += loss.count
+        return loss
+
+    def values(self) -> dict[str, float]:
+        return {"double": self.total / self.count}
 
 
 class Uneven:
@@ -18,14 +33,15 @@ class Uneven:
     unit = "things"
 
     def __init__(self, samples: int, fails: bool = False) -> None:
-        self.samples, self.fails = samples, fails
+        self.total, self.fails = samples, fails
         self.seen: list[int] = []
 
-    def validation_samples(self) -> int:
-        return self.samples
+    def samples(self, split: str) -> int:
+        assert split == VALIDATION
+        return self.total
 
-    def batch(self, indices: np.ndarray, *, validation: bool = False) -> Mapping[str, torch.Tensor]:
-        assert validation
+    def batch(self, indices: np.ndarray, split: str) -> Mapping[str, torch.Tensor]:
+        assert split == VALIDATION
         self.seen += indices.tolist()
         return {"i": torch.from_numpy(indices)}
 
@@ -36,7 +52,10 @@ class Uneven:
             raise RuntimeError("no")
         values, counts = batch["i"].double(), batch["i"] + 1
         mean = (values * counts).sum() / counts.sum()
-        return Loss(mean=mean, count=int(counts.sum()), metrics={"double": 2 * float(mean)})
+        return Loss(mean=mean, count=int(counts.sum()))
+
+    def metrics(self, split: str) -> Metrics:  # noqa: ARG002
+        return Doubled(self)
 
 
 def test_the_mean_is_weighted_by_count() -> None:
@@ -72,6 +91,6 @@ def test_no_samples_is_an_error() -> None:
 def test_the_language_model_is_judged_on_text_it_does_not_train_on(world: Any) -> None:
     task = world.task()
     result = evaluate(task, task.build_model(), 1000, 4)
-    assert result.samples == task.validation_samples()
+    assert result.samples == task.samples(VALIDATION)
     assert result.count == 16 * result.samples
     assert 2.0 < result.loss < 4.0  # about ln(vocabulary)

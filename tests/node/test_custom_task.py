@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import save_file
 
 from manyhands.plan.descriptor import Parameter
-from manyhands.tasks.protocol import Loss, Prepared
+from manyhands.tasks.protocol import Loss, Metrics, Prepared
 
 SHAPES = {"weight": (1, 4), "bias": (1,)}
 
 
 class Line:
     unit = "samples"
+    evaluation_sets = ("validation",)
 
     def __init__(self, points):
         self.points = torch.from_numpy(points)
@@ -31,25 +32,25 @@ class Line:
     def build_model(self):
         return torch.nn.Linear(4, 1)
 
-    def training_samples(self):
-        return len(self.points) - 16
+    def samples(self, split="training"):
+        return len(self.points) - 16 if split == "training" else 16
 
-    def validation_samples(self):
-        return 16
-
-    def batch(self, indices, *, validation=False):
-        rows = self.points[torch.from_numpy(indices) + (self.training_samples() if validation else 0)]
+    def batch(self, indices, split="training"):
+        rows = self.points[torch.from_numpy(indices) + (0 if split == "training" else self.samples())]
         return {"x": rows[:, :4], "y": rows[:, 4:]}
 
     def loss(self, model, batch):
         mean = torch.nn.functional.mse_loss(model(batch["x"]), batch["y"])
-        return Loss(mean=mean, count=len(batch["x"]), metrics={})
+        return Loss(mean=mean, count=len(batch["x"]))
+
+    def metrics(self, split):
+        return Metrics(self)
 
     def tokens_per_sample(self):
         return 1
 
-    def save_pretrained(self, model, directory: Path):
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "line.safetensors")
+    def save_pretrained(self, weights, directory: Path):
+        save_file(dict(weights), directory / "line.safetensors")
 
 
 class Lines:

@@ -7,7 +7,8 @@ import pytest
 from manyhands.errors import PlanError
 from manyhands.plan.resolve import resolve
 from manyhands.plan.safety import MAX_DEPTH, MAX_VALUES, check_runnable, refuse_code
-from manyhands.plan.schema import CustomTask, LanguageModelTask, Plan
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import CustomTask, LanguageModelTask
 
 CUSTOM = Plan(task=CustomTask(target="lab.tasks:Mine"))
 

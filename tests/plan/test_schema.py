@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from manyhands.errors import PlanError
-from manyhands.plan.schema import LanguageModelTask, Plan
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import LanguageModelTask
 
 
 def test_a_plan_does_not_change_and_compares_by_value() -> None:

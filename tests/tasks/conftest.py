@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from manyhands.plan.schema import LanguageModelTask, Plan, TextSource, Tokenizer
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import LanguageModelTask, TextSource, Tokenizer
 
 
 @pytest.fixture(scope="session")

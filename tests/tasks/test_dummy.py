@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from manyhands.coordination.types import Assignment, IndexRange
 from manyhands.errors import PlanError
-from manyhands.plan.schema import Codec, DummyTask, LocalWork, Plan
+from manyhands.plan.schema import Codec, LocalWork, Plan
+from manyhands.plan.tasks import DummyTask
 from manyhands.plan.wire import check_header, snapshot_schema, update_schema
 from manyhands.tasks.dummy import FAMILY, LARGEST_VALUE, DummyWork, parameter_table
 

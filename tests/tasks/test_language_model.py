@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manyhands.data.tokens import open_tokens
 from manyhands.errors import DataError, PlanError
-from manyhands.plan.schema import DummyTask, Plan, TextSource, Tokenizer
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import DummyTask, TextSource, Tokenizer
 from manyhands.tasks.language_model import FAMILY, LanguageModel
 from manyhands.tasks.model_configuration import without_progress_bars
-from manyhands.tasks.protocol import Prepared, Task
+from manyhands.tasks.protocol import VALIDATION, Prepared, Task
 
 MATERIALS = {"train.tokens", "validation.tokens", "tokenizer.json", "split.json", "model.json"}
 
@@ -42,7 +43,7 @@ def test_materials_weights_and_table_belong_together(prepared: tuple[Plan, Prepa
     assert "transformer.wte.weight" in weights
     assert "lm_head.weight" not in weights, "tied weights come once"
     task = FAMILY.open(plan, directory)
-    assert task.training_samples() == made.samples
+    assert task.samples() == made.samples
     assert [n for n, _ in task.build_model().named_parameters()] == [p.name for p in made.parameters]
 
 
@@ -95,7 +96,7 @@ def test_batches_and_loss(prepared: tuple[Plan, Prepared, Path]) -> None:
     assert tokens.shape == (2, 17)
     assert tokens.dtype == torch.int64
     assert tokens[1].tolist() == open_tokens(directory / "train.tokens")[80:97].tolist()
-    other = task.batch(np.array([0]), validation=True)["tokens"]
+    other = task.batch(np.array([0]), VALIDATION)["tokens"]
     assert other[0].tolist() == open_tokens(directory / "validation.tokens")[:17].tolist()
     model = task.build_model()
     assert model.training
@@ -109,7 +110,7 @@ def test_batches_and_loss(prepared: tuple[Plan, Prepared, Path]) -> None:
         assert task.loss(model, batch).mean.dtype == torch.float32
     assert (task.unit, task.tokens_per_sample()) == ("tokens", 16)
     with pytest.raises(DataError, match="samples"):
-        task.batch(np.array([task.training_samples()]))
+        task.batch(np.array([task.samples()]))
 
 
 @pytest.mark.parametrize("kind", ["byte", "character", "bpe"])
@@ -121,7 +122,7 @@ def test_what_a_person_keeps_loads_in_transformers(
     task = FAMILY.open(plan, tmp_path / "materials")
     assert isinstance(task, LanguageModel)
     model = task.build_model()
-    task.save_pretrained(model, tmp_path / "kept")
+    task.save_pretrained(dict(model.named_parameters()), tmp_path / "kept")
     with without_progress_bars():
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "kept", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "kept", local_files_only=True)

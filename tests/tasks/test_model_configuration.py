@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manyhands.errors import PlanError
-from manyhands.plan.schema import LanguageModelTask
+from manyhands.plan.tasks import LanguageModelTask
 from manyhands.tasks.model_configuration import build_model, model_configuration
 
 LLAMA = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

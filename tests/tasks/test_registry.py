@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from manyhands.errors import PlanError, Refused
-from manyhands.plan.schema import CustomTask, DummyTask, LanguageModelTask, Plan
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import CustomTask, DummyTask, LanguageModelTask
 from manyhands.tasks.registry import FAMILIES, family_of
 
 
@@ -21,7 +22,8 @@ def test_every_task_of_the_schema_has_a_family() -> None:
 
 def test_the_dummy_is_found_and_works_without_torch(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from manyhands.plan.schema import Plan, DummyTask;"
+        "import sys; from pathlib import Path; from manyhands.plan.schema import Plan;"
+        "from manyhands.plan.tasks import DummyTask;"
         "from manyhands.tasks.registry import family_of; from manyhands.tasks.dummy import DummyWork;"
         "plan = Plan(task=DummyTask(parameters=100)); made = family_of(plan).prepare(plan, Path(sys.argv[1]));"
         "DummyWork(plan, made.parameters);"

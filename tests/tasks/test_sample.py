@@ -16,7 +16,7 @@ def checkpoint(plan_for: Callable[..., Plan], tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("sample")
     FAMILY.prepare(plan_for("byte"), directory / "materials")
     task = FAMILY.open(plan_for("byte"), directory / "materials")
-    task.save_pretrained(task.build_model(), directory / "kept")
+    task.save_pretrained(dict(task.build_model().named_parameters()), directory / "kept")
     return directory / "kept"
 
 

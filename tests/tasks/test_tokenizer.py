@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from manyhands.errors import DataError
-from manyhands.plan.schema import Tokenizer
+from manyhands.plan.tasks import Tokenizer
 from manyhands.tasks.tokenizer import END, UNKNOWN, encode, end_id_of, make_tokenizer
 
 TEXTS = ["def naïve(x):\n    return '€😀'\n" * 20, "", f"a {END} inside\t\r\n\0 text " * 9, "last"]
@@ -53,7 +53,7 @@ def test_bpe_has_the_wanted_size_and_is_shorter_than_bytes() -> None:
 def test_the_same_text_gives_the_same_tokenizer_with_any_number_of_threads() -> None:
     program = (
         "import hashlib, random; from manyhands.tasks.tokenizer import make_tokenizer;"
-        "from manyhands.plan.schema import Tokenizer; g = random.Random(1);"
+        "from manyhands.plan.tasks import Tokenizer; g = random.Random(1);"
         "texts = [' '.join(''.join(g.choices('abcdef', k=4)) for _ in range(400)) for _ in range(40)];"
         "s = make_tokenizer(Tokenizer(kind='bpe', vocabulary_size=500), texts).to_str();"
         "print(hashlib.sha256(s.encode()).hexdigest())"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manyhands.errors import DataError
-from manyhands.plan.schema import TextSource
+from manyhands.plan.tasks import TextSource
 
 STDLIB = "stdlib"
 SUFFIXES = (".md", ".py", ".txt")

@@ -81,7 +81,7 @@ def publish(task: Task, model: torch.nn.Module, directory: Path, round_number: i
     One that is already there is kept: public at a round never changes. Raises StorageError.
     """
     name = f"round-{round_number:08}"
-    _write_aside(directory, name, lambda partial: task.save_pretrained(model, partial))
+    _write_aside(directory, name, lambda partial: task.save_pretrained(weights_of(model), partial))
     return directory / name
 
 
@@ -152,8 +152,9 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _write(partial: Path, training: Training, cursor: Cursor, plan_hash: str, task: Task) -> None:
-    task.save_pretrained(training.model, partial)
-    weights = {f"weights/{n}": p.detach().cpu().contiguous() for n, p in training.model.named_parameters()}
+    kept = weights_of(training.model)
+    task.save_pretrained(kept, partial)
+    weights = {f"weights/{name}": tensor for name, tensor in kept.items()}
     optimizer = {f"optimizer/{n}": t for n, t in state_of(training.optimizer, training.model).items()}
     generators = {"generator/cpu": torch.get_rng_state()}
     if training.device.type == "cuda":
@@ -169,6 +170,11 @@ def _write(partial: Path, training: Training, cursor: Cursor, plan_hash: str, ta
         "numpy_generator": [numpy_name, np.asarray(numpy_keys).tolist(), *numpy_rest],
     }
     (partial / RECORD).write_text(json.dumps(record, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters by name, on the CPU; not copied where they are there already."""
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from manyhands.engine.device import CPU
 from manyhands.engine.precision import Precision, computing_in
 from manyhands.errors import DataError
-from manyhands.tasks.protocol import Task
+from manyhands.tasks.protocol import VALIDATION, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ def evaluate(
     The samples lie evenly over the whole validation set and are always the same ones, so results compare. The
     model is in training mode afterwards, also after an error. Raises DataError if there are no samples.
     """
-    total = task.validation_samples()
+    total = task.samples(VALIDATION)
     wanted = min(total, batches * batch_size)
     if wanted == 0:
         raise DataError(
@@ -48,17 +48,15 @@ def evaluate(
     indices = np.arange(wanted, dtype=np.int64) * total // wanted
     losses: list[float] = []
     counts: list[int] = []
-    metrics: dict[str, float] = {}
+    metrics = task.metrics(VALIDATION)
     model.eval()
     try:
         with torch.no_grad(), computing_in(precision, device):
             for start in range(0, wanted, batch_size):
-                batch = task.batch(indices[start : start + batch_size], validation=True)
-                loss = task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+                batch = task.batch(indices[start : start + batch_size], VALIDATION)
+                loss = metrics.add(model, {name: tensor.to(device) for name, tensor in batch.items()})
                 losses.append(float(loss.mean))
                 counts.append(loss.count)
-                for name, value in loss.metrics.items():
-                    metrics[name] = metrics.get(name, 0.0) + value * loss.count
     finally:
         model.train()
     count = sum(counts)
@@ -66,5 +64,5 @@ def evaluate(
         loss=math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / count,
         count=count,
         samples=wanted,
-        metrics={name: value / count for name, value in metrics.items()},
+        metrics=metrics.values(),
     )

@@ -167,7 +167,7 @@ class _Run:
             step=self.cursor.step,
             steps=self.total_steps,
             parameters=parameters,
-            samples=self.task.training_samples(),
+            samples=self.task.samples(),
             unit=self.task.unit,
             device=str(self.device),
             threads=torch.get_num_threads(),
@@ -229,8 +229,8 @@ class _Run:
         report = _Report(self, batch_size * self.task.tokens_per_sample())
         for rate in rates[into:]:
             sample = self.cursor.sample
-            ranges = ranges_between(sample, sample + batch_size, self.task.training_samples())
-            indices = indices_of(ranges, self.task.training_samples(), plan.seed)
+            ranges = ranges_between(sample, sample + batch_size, self.task.samples())
+            indices = indices_of(ranges, self.task.samples(), plan.seed)
             step = training_step(
                 self.task,
                 self.training.model,

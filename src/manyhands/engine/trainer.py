@@ -161,7 +161,7 @@ class EngineTrainer:
         yield from indices.reshape(assignment.steps, assignment.batch_size)
 
     def _indices(self, assignment: Assignment) -> npt.NDArray[np.int64]:
-        total = self.task.training_samples()
+        total = self.task.samples()
         if self.plan.data.kind == "local":  # the data is the client's own: the assignment's seed orders it
             generator = np.random.default_rng(assignment.seed)
             return generator.integers(0, total, assignment.steps * assignment.batch_size, dtype=np.int64)

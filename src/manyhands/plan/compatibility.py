@@ -13,7 +13,8 @@ from typing import Any, Final
 from manyhands.config import shown
 from manyhands.errors import PlanError
 from manyhands.plan.choices import CHOICES
-from manyhands.plan.schema import DummyTask, LanguageModelTask, Plan
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import DummyTask, LanguageModelTask
 
 Rule = Callable[[Plan], str | None]
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from manyhands.config import shown
 from manyhands.errors import PlanError
-from manyhands.plan.schema import CustomTask, Plan
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import CustomTask
 
 MAX_DEPTH: Final = 32
 MAX_VALUES: Final = 20_000

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from manyhands.coordination.types import Assignment, Claims
 from manyhands.errors import PlanError
 from manyhands.plan.descriptor import Parameter
-from manyhands.plan.schema import DummyTask, Plan
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import DummyTask
 from manyhands.plan.wire import MAIN, encode_header, layout, snapshot_schema, update_schema
 from manyhands.tasks.protocol import Prepared, Task
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,13 @@ from manyhands.data.text import Document, read_corpus
 from manyhands.data.tokens import TokenArray, open_tokens, sample_count, windows, write_tokens
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.descriptor import Parameter
-from manyhands.plan.schema import LanguageModelTask, Plan
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import LanguageModelTask
 from manyhands.tasks.model_configuration import build_model, model_configuration, without_progress_bars
-from manyhands.tasks.protocol import Batch, Loss, Prepared, Task
+from manyhands.tasks.protocol import TRAINING, VALIDATION, Batch, Loss, Metrics, Prepared, Task
 from manyhands.tasks.tokenizer import END, UNKNOWN, encode, end_id_of, make_tokenizer
 
-TRAIN, VALIDATION = "train.tokens", "validation.tokens"
+TRAIN_TOKENS, VALIDATION_TOKENS = "train.tokens", "validation.tokens"
 TOKENIZER, SPLIT, MODEL = "tokenizer.json", "split.json", "model.json"
 FIRST_WEIGHTS = "first.safetensors"
 
@@ -59,7 +60,7 @@ class LanguageModelFamily:
         vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
 
         counts = {}
-        for name, documents in ((TRAIN, corpus.training), (VALIDATION, corpus.validation)):
+        for name, documents in ((TRAIN_TOKENS, corpus.training), (VALIDATION_TOKENS, corpus.validation)):
             chunks = encode(tokenizer, [document.text for document in documents])
             counts[name] = write_tokens(directory / name, chunks, vocabulary)
             if sample_count(counts[name], task.block_size) == 0:
@@ -81,8 +82,10 @@ class LanguageModelFamily:
             directory / FIRST_WEIGHTS,
         )
         return Prepared(
-            materials={name: directory / name for name in (TRAIN, VALIDATION, TOKENIZER, SPLIT, MODEL)},
-            samples=sample_count(counts[TRAIN], task.block_size),
+            materials={
+                name: directory / name for name in (TRAIN_TOKENS, VALIDATION_TOKENS, TOKENIZER, SPLIT, MODEL)
+            },
+            samples=sample_count(counts[TRAIN_TOKENS], task.block_size),
             parameters=tuple(
                 Parameter(name=name, shape=tuple(tensor.shape), trainable=tensor.requires_grad)
                 for name, tensor in parameters.items()
@@ -108,8 +111,8 @@ class LanguageModelFamily:
             block_size=settings.block_size,
             configuration=configuration,
             tokenizer=tokenizer,
-            training=open_tokens(materials / TRAIN),
-            validation=open_tokens(materials / VALIDATION),
+            training=open_tokens(materials / TRAIN_TOKENS),
+            validation=open_tokens(materials / VALIDATION_TOKENS),
         )
 
 
@@ -126,24 +129,24 @@ class LanguageModel:
     training: TokenArray
     validation: TokenArray
     unit: str = "tokens"
+    evaluation_sets: tuple[str, ...] = (VALIDATION,)
 
     def build_model(self) -> torch.nn.Module:
         """A new model in fp32 and training mode, on the CPU; its weights are overwritten before use."""
         return build_model(self.configuration)
 
-    def training_samples(self) -> int:
-        return sample_count(len(self.training), self.block_size)
-
-    def validation_samples(self) -> int:
-        return sample_count(len(self.validation), self.block_size)
+    def samples(self, split: str = TRAINING) -> int:
+        return sample_count(len(self._tokens(split)), self.block_size)
 
     def tokens_per_sample(self) -> int:
         return self.block_size
 
-    def batch(self, indices: npt.NDArray[np.int64], *, validation: bool = False) -> Batch:
+    def batch(self, indices: npt.NDArray[np.int64], split: str = TRAINING) -> Batch:
         """{"tokens": int64 [B, T + 1]}: inputs are all but the last, targets all but the first."""
-        tokens = self.validation if validation else self.training
-        return {"tokens": torch.from_numpy(windows(tokens, indices, self.block_size))}
+        return {"tokens": torch.from_numpy(windows(self._tokens(split), indices, self.block_size))}
+
+    def _tokens(self, split: str) -> TokenArray:
+        return self.training if split == TRAINING else self.validation
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
         """Mean cross-entropy of the next token in nats, in fp32."""
@@ -151,12 +154,15 @@ class LanguageModel:
         targets = tokens[:, 1:].reshape(-1)  # [B * T]
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits  # [B, T, V]
         mean = F.cross_entropy(logits.view(targets.numel(), -1).float(), targets)
-        return Loss(mean=mean, count=targets.numel(), metrics={})
+        return Loss(mean=mean, count=targets.numel())
 
-    def save_pretrained(self, model: torch.nn.Module, directory: Path) -> None:
+    def metrics(self, split: str) -> Metrics:  # noqa: ARG002 - the same for all
+        return Metrics(self)
+
+    def save_pretrained(self, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
         """Config, safetensors and tokenizer, as AutoModelForCausalLM and AutoTokenizer load them offline."""
-        with without_progress_bars():
-            model.save_pretrained(directory)  # type: ignore[operator]
+        with without_progress_bars(), torch.device("meta"):
+            self.build_model().save_pretrained(directory, state_dict=dict(weights))  # type: ignore[operator]
         as_transformers(self.tokenizer, self.block_size).save_pretrained(directory)
 
 
@@ -218,8 +224,8 @@ def _split_record(
     return {
         "version": 1,
         "source": source,
-        "training": part(training, TRAIN),
-        "validation": part(validation, VALIDATION),
+        "training": part(training, TRAIN_TOKENS),
+        "validation": part(validation, VALIDATION_TOKENS),
         "unreadable": list(unreadable),
     }
 

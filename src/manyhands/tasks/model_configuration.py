@@ -20,7 +20,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.utils import logging as transformers_logging
 
 from manyhands.errors import PlanError
-from manyhands.plan.schema import LanguageModelTask
+from manyhands.plan.tasks import LanguageModelTask
 
 ATTENTION = "sdpa"
 """Measured with a GPT of 4 layers, 4 heads, 128 wide at 12 x 64 tokens in fp32 on two CPU cores: sdpa is

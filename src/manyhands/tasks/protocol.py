@@ -5,10 +5,10 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from manyhands.plan.schema import Plan
 
 if TYPE_CHECKING:  # the registry and the dummy task import this module in processes without torch
     import torch
+
+TRAINING: Final = "training"
+VALIDATION: Final = "validation"
 
 Batch: TypeAlias = "Mapping[str, torch.Tensor]"
 
@@ -33,38 +36,70 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """`mean`: scalar, to be differentiated. `count`: of what it is a mean over (tokens, samples), for
-    averaging.
-    """
+    """`mean`: scalar, to be differentiated. `count`: of what it is a mean over (tokens, samples), for averaging."""
 
     mean: torch.Tensor
     count: int
-    metrics: Mapping[str, float]
+
+
+class Metrics:
+    """What one evaluation accumulates beside the loss; made anew for each, so nothing is left over from the last.
+
+    This class accumulates nothing; a task with metrics of its own derives from it. Between `add` and `values` the
+    ranks of a training exchange their states, so `values` is that of all samples on every rank.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def add(self, model: torch.nn.Module, batch: Batch) -> Loss:
+        """A forward pass without gradients; the batch is on the model's device."""
+        return self.task.loss(model, batch)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `add` has gathered so far, as arrays."""
+        return {}
+
+    def merge(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Replace what was gathered by that of all ranks, in their order, this one's among them."""
+
+    def values(self) -> dict[str, float]:
+        """Name -> figure, over everything gathered."""
+        return {}
+
+    def picture(self) -> bytes | None:
+        """A PNG of some predictions, where people would rather look than read."""
+        return None
 
 
 class Task(Protocol):
     """Opened from a directory of materials; holds data, builds models."""
 
     unit: str  # of Loss.count, in tables: "tokens", "samples"
+    evaluation_sets: tuple[str, ...]  # splits to evaluate, the main one first; usually (VALIDATION,)
 
     def build_model(self) -> torch.nn.Module:
         """A new model; its weights are overwritten before use."""
         ...
 
-    def training_samples(self) -> int: ...
+    def samples(self, split: str = TRAINING) -> int: ...
 
-    def validation_samples(self) -> int: ...
-
-    def batch(self, indices: np.ndarray, *, validation: bool = False) -> Batch:
-        """The samples with these indices (int64), on the CPU."""
+    def batch(self, indices: np.ndarray, split: str = TRAINING) -> Batch:
+        """The samples with these indices (int64) of a split, on the CPU."""
         ...
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Loss: ...
 
+    def metrics(self, split: str) -> Metrics:
+        """For one evaluation of `split`."""
+        ...
+
     def tokens_per_sample(self) -> int: ...
 
-    def save_pretrained(self, model: torch.nn.Module, directory: Path) -> None:
-        """Write what a person keeps: for a language model, a directory that `transformers` loads."""
+    def save_pretrained(self, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
+        """Write what a person keeps, from the model's parameters by name, on the CPU: for a language model, a
+        directory that `transformers` loads.
+        """
         ...
 
 

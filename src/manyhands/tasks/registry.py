@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import Final, cast
 
 from manyhands.errors import PlanError, Refused
-from manyhands.plan.schema import CustomTask, Plan
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import CustomTask
 from manyhands.tasks.protocol import TaskFamily
 
 FAMILIES: Final[Mapping[str, str]] = {

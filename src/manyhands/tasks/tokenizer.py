@@ -19,7 +19,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 from manyhands.errors import DataError
-from manyhands.plan.schema import Tokenizer
+from manyhands.plan.tasks import Tokenizer
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
