@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from manyhands.ui.commands.client_train import NOT_YET
+from manyhands.ui.main import run
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -122,8 +123,7 @@ def test_every_flag_of_psyche_is_known(manyhands: Run) -> None:
         "eval-test-max-docs checkpoint-dir hub-repo keep-steps write-log optim-stats-steps grad-accum-in-fp32 "
         "dummy-training-delay-secs wandb-project wandb-run wandb-group wandb-entity"
     )
-    # click breaks words at hyphens where lines end
-    text = re.sub(r"-\s+(?=[a-z])", "-", manyhands("client", "train", "--help").stdout)
+    text = manyhands("client", "train", "--help").stdout
     assert [flag for flag in known.split() if f"--{flag}" not in text] == []
 
 
@@ -147,6 +147,17 @@ def test_no_server(manyhands: Run) -> None:
     done = manyhands(*REQUIRED)
     assert done.returncode == 6
     assert "127.0.0.1:1" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost:abc", "http://127.0.0.1:8700/", ":8700", "h:0"])
+@pytest.mark.parametrize(
+    "words", [["client", "train", "--run-id", "r"], ["server", "status"], ["runs", "ls"]]
+)
+def test_an_address_is_host_and_port(
+    words: list[str], address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "--server-addr", address]) == 2
+    assert f"'{address}' is not HOST:PORT, as in 127.0.0.1:8700" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------- server

@@ -86,11 +86,11 @@ def test_lines_say_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
             screen.show(view)
     lines = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        "the run is training",
         "\\x1b[31mred joined",
         "validation loss 6.9000 at round 0",
+        "the run is training",
         "round 0: loss 5.0000, 1 merged, 2.0 s",
-        "round 1: loss 4.0000, 1 merged, \\x1b[31mred not: late \\x1b[2J, 2.0 s",
+        "round 1: loss 4.0000, 1 merged, \\x1b[31mred not merged: late \\x1b[2J, 2.0 s",
         "round 2: loss 3.0000, 1 merged, 2.0 s",
         "validation loss 4.5000 at round 2",
         "the run is finished",
@@ -100,6 +100,7 @@ def test_lines_say_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_none_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with RunScreen("none") as screen, ClientScreen("none", KEY) as client:
         screen.show(run_view(3))
+        screen.line("server starting")
         client.show({"kind": "sent", "text": "sent"})
     assert capsys.readouterr().out == ""
 

@@ -140,6 +140,19 @@ def _help_command(group: click.Group) -> click.Command:
     )
 
 
+def address_option(**settings: Any) -> Callable[..., Any]:
+    """--server-addr HOST:PORT, as `server run` prints it, as `server_addr`."""
+    return click.option("--server-addr", metavar="HOST:PORT", callback=_host_and_port, **settings)
+
+
+def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        host, _, port = value.rpartition(":")
+        if not host or "/" in value or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise click.BadParameter(f"'{value}' is not HOST:PORT, as in 127.0.0.1:8700")
+    return value
+
+
 def format_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--format table|json, as `output`: every listing has it."""
     return click.option(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manyhands.config import HOME_VARIABLE, home
-from manyhands.errors import ManyhandsError, ServerUnreachable, WorkerError
+from manyhands.errors import Interrupted, ManyhandsError, ServerUnreachable, WorkerError
 from manyhands.identity import keys
 from manyhands.identity.keys import Identity
 from manyhands.node import operator
@@ -31,7 +30,7 @@ from manyhands.plan.resolve import dump_plan
 from manyhands.plan.schema import Plan
 from manyhands.ui.live import RunScreen
 from manyhands.ui.plans import plan_from
-from manyhands.ui.processes import MemoryWatch, Programs
+from manyhands.ui.processes import MemoryWatch, Programs, free_port
 
 POLL_S = 0.4
 START_TIMEOUT_S = 240.0
@@ -123,9 +122,15 @@ class Demo:
         self.programs.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.programs.__exit__(*error)
-        self.memory.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is KeyboardInterrupt:
+            self.screen.line("interrupted: ending server and clients; once more to leave at once")
+        self.programs.__exit__(kind, *error)
+        self.memory.__exit__(kind, *error)
+        if kind is KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; plan, keys and logs of this demo are in {self.directory}"
+            ) from None
 
     # ------------------------------------------------------------------ the course of things
     def run(self) -> DemoResult:
@@ -159,7 +164,7 @@ class Demo:
 
     def start_server(self) -> None:
         """Start it and wait for its first answer."""
-        port = self.options.port or _free_port()
+        port = self.options.port or free_port()
         self.address = f"127.0.0.1:{port}"
         arguments = [
             "server",
@@ -235,7 +240,6 @@ class Demo:
             return
         self._held = True
         operator.pause(self.address, self.run_id, self._operator(), HOLD_REASON)
-        self.screen.line(f"the run is paused by its operator: {HOLD_REASON}")
 
     def release(self) -> None:
         if self._held:
@@ -359,9 +363,3 @@ def sample(checkpoint: Path, directory: Path) -> str:
     if done.returncode != 0:
         raise WorkerError(f"transformers cannot load the checkpoint {checkpoint}:\n{done.stderr[-2000:]}")
     return str(json.loads(done.stdout.splitlines()[-1]))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -93,10 +93,15 @@ class RunScreen(_Screen):
     def __init__(self, logs: str) -> None:
         super().__init__(redrawn=logs.startswith("tui"))
         self._lines = logs in ("console", "tui-and-console")
+        self._silent = logs == "none"
         self._rounds = -1
         self._incidents = 0
         self._evaluations = 0
         self._phase = ""
+
+    def line(self, text: str) -> None:
+        if not self._silent:
+            super().line(text)
 
     def show(self, view: RunView) -> None:
         if self._lines:
@@ -108,16 +113,13 @@ class RunScreen(_Screen):
         """What has happened since the last view, a line each."""
         names = _names(view)
         news = []
-        if view.phase != self._phase:
-            reason = f": {printable(view.reason)}" if view.reason else ""
-            news.append(f"the run is {view.phase.replace('_', ' ')}{reason}")
         for incident in view.incidents[self._incidents :]:
             news.append(
                 f"{names.get(incident.client, short_key(incident.client))} {printable(incident.text)}"
             )
         for closed in (r for r in view.rounds if r.round > self._rounds):
             not_counted = "".join(
-                f", {names.get(u.client, short_key(u.client))} not: {printable(u.reason)}"
+                f", {names.get(u.client, short_key(u.client))} not merged: {printable(u.reason)}"
                 for u in closed.uncounted
             )
             news.append(
@@ -126,6 +128,9 @@ class RunScreen(_Screen):
             )
         for evaluation in view.evaluations[self._evaluations :]:
             news.append(f"validation loss {human_loss(evaluation.loss)} at round {evaluation.round}")
+        if view.phase != self._phase:
+            reason = f": {printable(view.reason)}" if view.reason else ""
+            news.append(f"the run is {view.phase.replace('_', ' ')}{reason}")
         self._phase = view.phase
         self._incidents, self._evaluations = len(view.incidents), len(view.evaluations)
         self._rounds = max([self._rounds, *(r.round for r in view.rounds)])

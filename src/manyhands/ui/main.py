@@ -7,6 +7,7 @@ imported when it is run. Exit codes: docs/reference/exit-codes.md.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -60,7 +61,11 @@ cli = LazyGroup(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line (default: this process's) and exit with its code. Never returns."""
+    """Run a command line (default: this process's) and exit with its code. Never returns.
+
+    SIGTERM is the same as SIGINT, unless the command says otherwise.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -82,6 +87,9 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         _quiet_standard_output()
         return 1
+    except Interrupted as end:
+        click.echo(str(end), err=True)
+        return end.exit_code
     except ManyhandsError as error:
         _traceback_if_asked(meta)
         click.echo(f"error: {error}", err=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +28,8 @@ GRACE_S = 8.0
 
 
 class Programs:
-    """Started programs by name. Leaving the block ends all of them: SIGTERM, then SIGKILL after GRACE_S."""
+    """Started programs by name. Leaving the block ends all of them: SIGTERM, then SIGKILL after GRACE_S, or at once
+    when a KeyboardInterrupt comes meanwhile."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -91,21 +93,30 @@ class Programs:
         return "  (no log)"
 
     def end_all(self) -> None:
-        for process in self._all:
-            _signal_group(process, signal.SIGTERM)
-        end = time.monotonic() + GRACE_S
-        for process in self._all:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, end - time.monotonic()))
-        for process in self._all:
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
+        try:
+            for process in self._all:
+                _signal_group(process, signal.SIGTERM)
+            end = time.monotonic() + GRACE_S
+            for process in self._all:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, end - time.monotonic()))
+        finally:
+            for process in self._all:
+                _signal_group(process, signal.SIGKILL)
+                process.wait()
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """To the program and what it has started. Its group may live on when it does not."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at just now, for a program that is about to be started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _die_with_parent() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from manyhands.errors import WorkerError
 from manyhands.node.event_loop import run
 from manyhands.ui.bench.harness import Measured
-from manyhands.ui.processes import Programs
+from manyhands.ui.processes import Programs, free_port
 
 BLOB_BYTES = 512 * 2**20
 BLOBS = 4
@@ -227,9 +227,3 @@ def opening_intervals(rounds: Sequence[Mapping[str, Any]]) -> list[int]:
     """From a ledger's rounds, oldest first."""
     opened = [int(row["opened_ms"]) for row in rounds]
     return [later - earlier for earlier, later in pairwise(opened)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from manyhands.ui.command_line import Command
+from manyhands.ui.command_line import Command, address_option
 
 LOGS = ("tui", "tui-and-console", "console", "json", "none")
 
@@ -51,21 +52,38 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     path = click.Path(path_type=Path)
     count = click.IntRange(min=1)
     options = [
-        click.option("--run-id", required=True, metavar="RUN", help="The run to join."),
-        click.option("--server-addr", required=True, metavar="HOST:PORT", help="Where its server listens."),
+        click.option("--run-id", required=True, metavar="RUN", help="The run to take part in."),
+        address_option(required=True, help="Where its server listens."),
         click.option(
             "--identity-secret-key-path",
+            metavar="FILE",
             type=path,
             help="Your key file.  [default: a fresh key for this process]",
         ),
         click.option(
             "--server-key", metavar="KEY", help="The server's public key, if you have it from elsewhere."
         ),
-        click.option("--label", default="", help="Your name in tables.  [default: this machine's]"),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
-        click.option("--threads", type=count, help="CPU threads of the work.  [default: torch's choice]"),
         click.option(
-            "--micro-batch-size", type=count, help="Samples per forward pass.  [default: all of a step]"
+            "--label", metavar="NAME", default="", help="Your name in tables.  [default: this machine's]"
+        ),
+        click.option(
+            "--device",
+            metavar="DEVICE",
+            default="auto",
+            show_default=True,
+            help="auto, cpu, cuda, cuda:1, ...",
+        ),
+        click.option(
+            "--threads",
+            metavar="N",
+            type=count,
+            help="CPU threads; clients that share a machine should share its cores.  [default: torch's choice]",
+        ),
+        click.option(
+            "--micro-batch-size",
+            metavar="N",
+            type=count,
+            help="Samples per forward pass.  [default: all of a step]",
         ),
         click.option("--patient", is_flag=True, help="Wait for a server that does not answer yet."),
         click.option(
@@ -73,7 +91,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             "allowed",
             multiple=True,
             metavar="MODULE:NAME",
-            help="Let the run name this code.",
+            help="Let the run's plan name this code of yours.",
         ),
         click.option(
             "--logs",
@@ -89,31 +107,41 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="[true|false]",
             help="--tui is --logs tui, --tui false is --logs console.",
         ),
-        click.option("--write-log", type=path, help="Append every event to this file, as JSON lines."),
         click.option(
-            "--write-gradients-dir", type=path, help="Keep the updates of this client in this directory."
+            "--write-log", metavar="FILE", type=path, help="Append every event to this file, as JSON lines."
         ),
         click.option(
-            "--grad-accum-in-fp32", is_flag=True, help="Gradients are always accumulated in fp32 here."
+            "--write-gradients-dir",
+            metavar="DIR",
+            type=path,
+            help="Keep the updates of this client in this directory.",
+        ),
+        click.option(
+            "--grad-accum-in-fp32",
+            is_flag=True,
+            help="Accepted: gradients are accumulated in fp32 in any case.",
         ),
         click.option(
             "--dummy-training-delay-secs",
+            metavar="SECONDS",
             type=click.FloatRange(min=0),
-            help="Pretend to work for so long each round (task dummy).",
+            help="Sleep for so long in each round (task dummy).",
         ),
         click.option(
             "--data-parallelism",
+            metavar="N",
             type=count,
             default=1,
             show_default=True,
-            help="Replicas in this client. Only 1 yet.",
+            help="Replicas in this client; only 1 so far.",
         ),
         click.option(
             "--tensor-parallelism",
+            metavar="N",
             type=count,
             default=1,
             show_default=True,
-            help="Shards of a replica. Only 1 yet.",
+            help="Shards of a replica; only 1 so far.",
         ),
         *(
             click.option("--" + name.replace("_", "-"), name, metavar="...", hidden=True)
@@ -181,6 +209,12 @@ def _take_part(context: click.Context, **given: Any) -> None:
         )
 
 
+def _not_yet() -> str:
+    """Their names in lines that are not broken at hyphens."""
+    names = ("--" + name.replace("_", "-") for name in NOT_YET if not name.endswith("parallelism"))
+    return fill(" ".join(names), 100, break_on_hyphens=False)
+
+
 def _command(name: str) -> click.Command:
     @click.pass_context
     def take_part(context: click.Context, /, **given: Any) -> None:
@@ -191,9 +225,8 @@ def _command(name: str) -> click.Command:
         cls=Command,
         help="Take part in a run until it is finished. May be stopped and started again at any time; with the same "
         "key file it goes on as the same client.",
-        epilog="Known from elsewhere, not available yet, and refused by name when given: "
-        + ", ".join("--" + name.replace("_", "-") for name in NOT_YET if not name.endswith("parallelism"))
-        + ".",
+        epilog="Known from elsewhere, not available yet, and refused by name when given:\n\n\b\n"
+        + _not_yet(),
     )(_options(take_part))
 
 

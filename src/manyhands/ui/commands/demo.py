@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -17,8 +16,22 @@ if TYPE_CHECKING:
 
 @click.command("demo", cls=Command)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--clients", type=click.IntRange(1, 64), default=3, show_default=True, help="How many clients.")
-@click.option("--rounds", type=click.IntRange(min=3), default=16, show_default=True, help="How many rounds.")
+@click.option(
+    "--clients",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    default=3,
+    show_default=True,
+    help="How many clients.",
+)
+@click.option(
+    "--rounds",
+    metavar="N",
+    type=click.IntRange(min=3),
+    default=16,
+    show_default=True,
+    help="How many rounds.",
+)
 @click.option(
     "--text",
     type=click.Path(path_type=Path, exists=True),
@@ -32,7 +45,11 @@ if TYPE_CHECKING:
     help="Who merges: the server's aggregator, or every client.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="The server's port.  [default: a free one]"
+    "--port",
+    metavar="N",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The server's port.  [default: a free one]",
 )
 @click.option(
     "--directory",
@@ -64,7 +81,6 @@ def demo(
     from manyhands.ui.demo import Demo, DemoOptions
     from manyhands.ui.live import RunScreen, choose_logs
 
-    signal.signal(signal.SIGTERM, _interrupt)
     options = DemoOptions(
         clients=clients,
         rounds=rounds,
@@ -86,10 +102,6 @@ def demo(
             click.echo(str(summary))
             if keep:
                 _wait_for_interrupt()
-
-
-def _interrupt(_number: int, _frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _wait_for_interrupt() -> None:
@@ -116,7 +128,7 @@ def _report(run: Demo, result: DemoResult, keep: bool) -> None:
     click.echo(f"\nThe ledger's account of {killed.name}, killed in round {killed.at_round}:")
     print_account_of(killed.key, result.account, result.view)
     click.echo("\nA sample of its text, after 'def ':")
-    click.echo("\n".join("  | " + printable(line) for line in result.sample.splitlines()))
+    click.echo("\n".join("  | " + printable(line.expandtabs(4)) for line in result.sample.splitlines()))
     click.echo(f"\nLoss curve  {result.plot}")
     click.echo(f"Checkpoint  {result.checkpoint}")
     ended = "" if keep else "  (ends with the demo; --keep leaves it running)"

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from manyhands.ui.command_line import Command, format_option
+from manyhands.ui.command_line import Command, address_option, format_option
 from manyhands.ui.commands.server import data_option
 
 
 @click.command("ledger", cls=Command)
 @click.argument("run_id", metavar="RUN")
 @data_option
-@click.option("--server-addr", metavar="HOST:PORT", help="Ask a server, instead of reading a database here.")
+@address_option(help="Ask a server, instead of reading a database here.")
 @format_option
 def ledger(run_id: str, data_dir: Path | None, server_addr: str | None, output: str) -> None:
     """Who was assigned, contributed, was merged or not and why, for each round of a run.

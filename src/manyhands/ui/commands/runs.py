@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from manyhands.ui.command_line import Command, Entry, LazyGroup, format_option
+from manyhands.ui.command_line import Command, Entry, LazyGroup, address_option, format_option
 from manyhands.ui.commands.server import data_option
 
 runs = LazyGroup(
@@ -27,7 +27,7 @@ _COLUMNS = {
 
 
 @click.command("ls", cls=Command)
-@click.option("--server-addr", metavar="HOST:PORT", help="List a server's runs instead.")
+@address_option(help="List a server's runs instead.")
 @data_option
 @format_option
 def ls(server_addr: str | None, data_dir: Path | None, output: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from manyhands.ui.command_line import Command, Entry, LazyGroup, format_option
+from manyhands.ui.command_line import Command, Entry, LazyGroup, address_option, format_option
 
 if TYPE_CHECKING:
     from manyhands.identity.keys import Identity
@@ -37,9 +37,7 @@ plan_option = click.option(
     help="A plan file (YAML), or the name of a config that comes with manyhands: demo, mesh, dummy.",
 )
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-address_option = click.option(
-    "--server-addr", required=True, metavar="HOST:PORT", help="Where the server listens."
-)
+where_option = address_option(required=True, help="Where the server listens.")
 run_option = click.option("--run-id", metavar="RUN", help="Which run; may be left out where there is one.")
 key_option = click.option(
     "--operator-key",
@@ -56,9 +54,12 @@ data_option = click.option(
 @click.command("run", cls=Command)
 @plan_option
 @overrides_argument
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option(
+    "--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="The address to listen at."
+)
 @click.option(
     "--port",
+    metavar="N",
     type=click.IntRange(0, 65535),
     default=8700,
     show_default=True,
@@ -108,7 +109,10 @@ def _say(event: dict[str, Any]) -> None:
         click.echo(f"  dashboard   {event['dashboard']}")
         click.echo(f"  server key  {event['server_key']}")
         where = f"--run-id {event['run_id']} --server-addr {event['address']}"
-        click.echo(f"  join with   manyhands client train {where} --identity-secret-key-path KEY_FILE")
+        click.echo(
+            "  key file    manyhands client new-identity --identity-secret-key-path member.key    (once)"
+        )
+        click.echo(f"  join with   manyhands client train {where} --identity-secret-key-path member.key")
 
 
 @click.command("validate", cls=Command)
@@ -145,7 +149,7 @@ def _plain(value: Any) -> Any:
 
 
 @click.command("status", cls=Command)
-@address_option
+@where_option
 @run_option
 @format_option
 def status(server_addr: str, run_id: str | None, output: str) -> None:
@@ -162,10 +166,10 @@ def status(server_addr: str, run_id: str | None, output: str) -> None:
 
 
 @click.command("pause", cls=Command)
-@address_option
+@where_option
 @run_option
 @key_option
-@click.option("--reason", default="", help="What clients and dashboard are told.")
+@click.option("--reason", metavar="TEXT", default="", help="What clients and dashboard are told.")
 def pause(server_addr: str, run_id: str | None, operator_key: Path | None, reason: str) -> None:
     """Pause a run after its open round."""
     from manyhands.node import operator
@@ -175,7 +179,7 @@ def pause(server_addr: str, run_id: str | None, operator_key: Path | None, reaso
 
 
 @click.command("resume", cls=Command)
-@address_option
+@where_option
 @run_option
 @key_option
 def resume(server_addr: str, run_id: str | None, operator_key: Path | None) -> None:
@@ -187,11 +191,11 @@ def resume(server_addr: str, run_id: str | None, operator_key: Path | None) -> N
 
 
 @click.command("kick", cls=Command)
-@address_option
+@where_option
 @run_option
 @key_option
 @click.option("--client", required=True, metavar="KEY", help="The client's public key, or its first digits.")
-@click.option("--reason", default="", help="What the ledger says.")
+@click.option("--reason", metavar="TEXT", default="", help="What the ledger says.")
 def kick(server_addr: str, run_id: str | None, operator_key: Path | None, client: str, reason: str) -> None:
     """Put a client out of a run for good; its work under way is given back."""
     from manyhands.node import operator

@@ -38,7 +38,9 @@ NOT_YET = {
     metavar="DIR",
     help="Where checkpoints and events go.  [default: runs/<run id> in MANYHANDS_HOME]",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -47,7 +49,12 @@ NOT_YET = {
     help="Of forward and backward; weights stay fp32.",
 )
 @click.option(
-    "--keep-checkpoints", type=click.IntRange(min=1), default=2, show_default=True, help="How many to keep."
+    "--keep-checkpoints",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="How many to keep.",
 )
 @click.option(
     "--allow-task",
