@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from manyhands.errors import StorageError, UpdateError
 from manyhands.plan import wire
-from manyhands.updates import tensorfile
+from manyhands.updates import checks, tensorfile
 from manyhands.updates.aggregation import Aggregation
 from manyhands.updates.participant import Participant, first_public, load_public, save_public, seed_generators
 from manyhands.updates.snapshots import save_arrays
@@ -255,18 +256,66 @@ def test_a_closing_out_of_order_or_incomplete_changes_nothing(make, tmp_path):
     assert (participant.round, participant.held()) == (1, at)
 
 
-def test_a_mesh_refuses_a_bad_update_and_stays_as_it_was(make, tmp_path):
+def spoil(run, path, name="delta/w", value=np.nan):
+    with tensorfile.create(path, wire.update_schema(run.plan, run.parameters)) as file:
+        file.arrays[name].flat[0] = value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 2.0**61])
+def test_a_mesh_leaves_out_what_nobody_can_merge(make, tmp_path, kind, value):
+    """A quorum has agreed on it, so it is too late to object: everybody goes on as if it were not there."""
+    runs = []
+    for name in ("spoiled", "without"):
+        directory = tmp_path / name
+        directory.mkdir()
+        runs.append(Run(make, directory, make.plan(**KINDS[kind], topology="mesh")))
+        runs[-1].step(0)
+    spoiled, without = runs
+    closing, _, updates = spoiled.rounds[0]
+    int8 = spoiled.plan.codec.name == "int8"
+    spoil(spoiled, updates[1], *(("delta/w.scale", value) if int8 else ("delta/w", value)))
+    following = make.closing(spoiled.plan, 1, {c.assignment: c.client for c in closing.counted})
+    held = {p.close(following, update_paths=updates) for p in spoiled.participants.values()}
+    alone = replace(following, counted=following.counted[:1], uncounted=following.uncounted)
+    if not spoiled.plan.local.control_variate:  # whose divisor is everybody who worked
+        held |= {without.participants["one"].close(alone, update_paths=without.rounds[0][2][:1])}
+    assert len(held) == 1
+
+
+def test_a_mesh_that_can_merge_nothing_stays_where_it_is(make, tmp_path):
+    run = Run(make, tmp_path, make.plan(**KINDS["adamw"], topology="mesh"))
+    at = run.step(0)
+    closing, _, updates = run.rounds[0]
+    for path in updates:
+        spoil(run, path)
+    following = make.closing(run.plan, 1, {c.assignment: c.client for c in closing.counted})
+    assert run.participants["one"].close(following, update_paths=updates) == at
+    assert run.participants["one"].round == 2
+
+
+def test_no_sum_decides_after_the_closing(make, tmp_path, monkeypatch):
+    run = Run(make, tmp_path, make.plan(topology="mesh"))
+    run.step(0)
+    monkeypatch.setattr(checks, "_squares", lambda _: pytest.fail("a float sum after the closing"))
+    closing, _, updates = run.rounds[0]
+    following = make.closing(run.plan, 1, {c.assignment: c.client for c in closing.counted})
+    one, two = (p.close(following, update_paths=updates) for p in run.participants.values())
+    assert one == two
+
+
+def test_a_mesh_refuses_a_damaged_file_and_stays_as_it_was(make, tmp_path):
+    """Everybody has agreed on other bytes than these, so this is no matter of leaving something out."""
     run = Run(make, tmp_path, make.plan(topology="mesh"))
     at = run.step(0)
     closing, _, updates = run.rounds[0]
     following = make.closing(run.plan, 1, {c.assignment: c.client for c in closing.counted})
     participant = run.participants["one"]
-    with tensorfile.create(updates[1], wire.update_schema(run.plan, run.parameters)) as file:
-        file.arrays["delta/w"][0, 0] = np.nan
-    with pytest.raises(UpdateError, match="is nan at position 0"):
-        participant.close(following, update_paths=updates)
     with pytest.raises(UpdateError, match="1 updates for 2"):
         participant.close(following, update_paths=updates[:1])
+    updates[1].write_bytes(updates[1].read_bytes()[:-4])
+    with pytest.raises(UpdateError, match="bytes long"):
+        participant.close(following, update_paths=updates)
     assert (participant.round, participant.held()) == (1, at)
 
 

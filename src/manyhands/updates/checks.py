@@ -1,8 +1,12 @@
 """What must hold for an update's values before any of them is added: finite, and of the norm that was claimed.
 
-One pass over the decoded values. Finiteness comes from each piece's sum of squares, which is what the norm needs
-anyway; only a piece whose sum is not finite is looked at value by value. Norms are compared to one part in a
-thousand and feed no weight, so their rounding does not matter.
+Two checks, each one pass over the decoded values:
+
+- `check_values`, before an update is agreed on, by the aggregator or a witness. Finiteness comes from each piece's
+  sum of squares, which is what the norm needs anyway; only a piece whose sum is not finite is looked at value by
+  value. Norms are compared to one part in a thousand and feed no weight, so their rounding does not matter.
+- `check_bounds`, by everybody who merges what is agreed on. No sum, only comparisons, so that every machine finds the
+  same: a norm at the edge may be above it here and below it there.
 """
 
 from __future__ import annotations
@@ -24,11 +28,16 @@ from manyhands.updates.codecs import codec_of
 from manyhands.updates.exact import F32
 from manyhands.updates.segments import Segment, default_threads, for_each, segments
 
-LARGEST_NORM: Final = 2.0**60
-"""Of a channel. Squares, and sums of 2^20 updates with weights below 2^31, then stay finite in fp32."""
+LARGEST: Final = 2.0**60
+"""Of a value, and of a channel's norm. Squares, and sums of 2^20 updates with weights below 2^31, then stay finite in
+fp32."""
 NORM_TOLERANCE: Final = 1e-3
 """Of a claimed norm, relative."""
 _ROW = 1024
+
+
+class Unsound(UpdateError):
+    """Values that nobody may merge; the same on every machine."""
 
 
 def check_update(
@@ -68,6 +77,33 @@ def check_values(
     return norm
 
 
+def check_bounds(
+    plan: Plan,
+    parameters: Sequence[Parameter],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    *,
+    where: str = "the update",
+    threads: int | None = None,
+) -> None:
+    """Every decoded value of every channel is finite and at most LARGEST, exactly. Raises Unsound."""
+    pieces = segments(wire.trainable(parameters), plan.codec)
+    for channel in wire.channels(plan):
+
+        def check(piece: Segment, scratch: F32, channel: str = channel) -> None:
+            values = decoded(piece, arrays, channel, plan.codec, scratch[0])
+            sizes = np.abs(values, out=scratch[1][: values.size])
+            if not sizes.max() <= LARGEST:  # so written that NaN is found
+                at = int(np.flatnonzero(~(sizes <= LARGEST))[0])
+                raise Unsound(
+                    f"{where}: '{channel}/{piece.name}' is {values[at]} at position {piece.start + at}; "
+                    "expected finite values of at most 2^60"
+                )
+
+        if plan.codec.name == "int8":
+            _check_scales(parameters, arrays, channel, where)
+        for_each(pieces, check, threads or default_threads(), rows=2)
+
+
 def norms_of(
     codec: Codec,
     channels: Sequence[str],
@@ -90,7 +126,7 @@ def norms_of(
             _check_scales(parameters, arrays, channel, where)
         rows = for_each(pieces, squares, threads or default_threads(), rows=1)
         norms[channel] = math.sqrt(math.fsum(rows))
-        if norms[channel] > LARGEST_NORM:
+        if norms[channel] > LARGEST:
             raise UpdateError(
                 f"{where}: the norm of '{channel}' is {norms[channel]:.3g}; expected 2^60 at most"
             )
@@ -140,6 +176,6 @@ def _check_scales(
         wrong = np.flatnonzero(~(np.isfinite(scale) & (scale >= 0)))
         if wrong.size:
             at = int(wrong[0])
-            raise UpdateError(
+            raise Unsound(
                 f"{where}: '{name}' is {scale[at]} at position {at}; expected finite and not negative"
             )

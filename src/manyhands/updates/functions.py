@@ -107,14 +107,13 @@ def merge(
 ) -> Arrays:
     """The mean of the counted updates, given in the closing's order, by `<channel>/<parameter>`.
 
-    Every update is checked as a whole before it is added. Raises UpdateError.
+    Every update is looked at as a whole before it is added, for what every machine sees alike. Raises UpdateError.
     """
     if len(updates) != len(closing.counted):
         raise UpdateError(f"{len(updates)} updates for {len(closing.counted)} counted contributions")
     merger = Merger(plan, parameters)
     for update, counted in zip(updates, closing.counted, strict=True):
-        merger.check_arrays(update, where=f"the update of {counted.assignment}")
-        merger.add_arrays(update, counted.weight, counted.factor)
+        merger.add_arrays(update, counted.weight, counted.factor, where=f"the update of {counted.assignment}")
     return merger.merged(clients=clients_of(closing))
 
 

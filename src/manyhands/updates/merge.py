@@ -23,18 +23,19 @@ from manyhands.plan import wire
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.updates import tensorfile
-from manyhands.updates.checks import check_values, decoded
+from manyhands.updates.checks import check_bounds, check_values, decoded
 from manyhands.updates.codecs import NUMPY
 from manyhands.updates.exact import F32, single
 from manyhands.updates.segments import SEGMENT, Segment, default_threads, for_each, segments
 from manyhands.updates.tensorfile import TensorFile
 
 LARGEST_WEIGHT = 2**31
-"""Weights are below this (checks.LARGEST_NORM)."""
+"""Weights are below this (checks.LARGEST)."""
 
 
 class Merger:
-    """The sum of a round's updates so far. An update is checked as a whole before any of it is added.
+    """The sum of a round's updates so far. An update is checked as a whole before any of it is added: with `check`,
+    norm and all, by whoever decides whether it is to count; in `add` exactly, where that has been decided.
 
     Not for several threads at once; `threads` of its own work on each update. Results do not depend on `threads`
     or `segment` (elements of a piece).
@@ -72,12 +73,15 @@ class Merger:
         return norm
 
     def add(self, path: Path, weight: int, factor: float = 1.0) -> None:
-        """Add an update. One that was not the last to be checked is checked first. Raises UpdateError."""
+        """Add an update. Raises UpdateError; of values it looks at what every machine sees alike (`check_bounds`),
+        and then it is Unsound. One that was the last to be checked is not looked at again.
+        """
         _check_terms(weight, factor)
-        if self._checked is None or self._checked[0] != path:
-            self.check(path)
-        assert self._checked is not None
-        self.add_arrays(self._checked[1].arrays, weight, factor)
+        if self._checked is not None and self._checked[0] == path:
+            self._add(self._checked[1].arrays, weight, factor)
+        else:
+            with tensorfile.open_checked(path, self._schema) as file:
+                self.add_arrays(file.arrays, weight, factor, where=str(path))
         self._forget()
 
     def check_arrays(
@@ -87,15 +91,27 @@ class Merger:
         *,
         where: str = "the update",
     ) -> float:
-        """As `check`, for wire tensors in memory."""
+        """As `check`, for wire tensors in memory; it does not spare `add_arrays` anything."""
         _check_schema(arrays, self._schema, where)
         return check_values(
             self._plan, self._parameters, arrays, claimed_norm, where=where, threads=self._threads
         )
 
-    def add_arrays(self, arrays: Mapping[str, npt.NDArray[Any]], weight: int, factor: float = 1.0) -> None:
-        """Add wire tensors that `check_arrays` has passed."""
+    def add_arrays(
+        self,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        weight: int,
+        factor: float = 1.0,
+        *,
+        where: str = "the update",
+    ) -> None:
+        """As `add`, for wire tensors in memory."""
         _check_terms(weight, factor)
+        _check_schema(arrays, self._schema, where)
+        check_bounds(self._plan, self._parameters, arrays, where=where, threads=self._threads)
+        self._add(arrays, weight, factor)
+
+    def _add(self, arrays: Mapping[str, npt.NDArray[Any]], weight: int, factor: float) -> None:
         for channel, sums in self._sums.items():
             self._add_channel(
                 arrays, channel, sums, single(factor), single(weight if channel == wire.MAIN else 1)

@@ -5,7 +5,8 @@ arrays throughout and torch is never loaded: for work without a model.
 
 A star's client applies the change that the aggregator published; a mesh's client merges the counted updates and
 advances itself. Either way `public` gets the same bits, and `close` returns their fingerprint; in a mesh also that
-of `outer`.
+of `outer`. In a mesh nobody can object any more once a closing is there: what cannot be merged, although a quorum has
+agreed on it, everybody leaves out alike, by checks that are exact.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from manyhands.plan import wire
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.updates import functions, localfile, snapshots, tensorfile
-from manyhands.updates.checks import check_update
+from manyhands.updates.checks import Unsound, check_update
 from manyhands.updates.merge import Merger
 from manyhands.updates.types import Local, Outer, Public, Trainer
 from manyhands.updates.views import as_arrays, as_tensors
@@ -133,6 +135,7 @@ class Participant:
             raise UpdateError(
                 f"the closing is of round {closing.round}; expected {self.round}, the next one to apply"
             )
+        public, outer = self._public, self._outer
         if closing.counted and self._plan.topology == "star":
             if change_path is None:
                 raise UpdateError(
@@ -140,11 +143,9 @@ class Participant:
                 )
             public = self._applied(change_path)
         elif closing.counted:
-            public = self._merged(closing, update_paths or ())
-        else:
-            public = self._public
+            public, outer = self._merged(closing, update_paths or ())
         self.local = functions.adopt(snapshots.public_of(public), self.local, closing, plan=self._plan)
-        self._public = public
+        self._public, self._outer = public, outer
         self.round += 1
         return self.held()
 
@@ -195,22 +196,24 @@ class Participant:
                 functions.apply(public, change.arrays, plan=self._plan, parameters=self._parameters)
             )
 
-    def _merged(self, closing: Closing, update_paths: Sequence[Path]) -> dict[str, np.ndarray]:
-        """The new public of a mesh; sets outer."""
+    def _merged(self, closing: Closing, update_paths: Sequence[Path]) -> tuple[dict[str, np.ndarray], Outer]:
+        """The new public and outer of a mesh; the old ones where nothing that counted could be merged."""
         if len(update_paths) != len(closing.counted):
             raise UpdateError(f"{len(update_paths)} updates for {len(closing.counted)} counted contributions")
         merger = self._merger = self._merger or Merger(self._plan, self._parameters)
         merger.clear()
         for path, counted in zip(update_paths, closing.counted, strict=True):
-            merger.add(path, counted.weight, counted.factor)
+            with suppress(Unsound):  # here as everywhere
+                merger.add(path, counted.weight, counted.factor)
+        if not merger.count:
+            return self._public, self._outer
         merged = merger.merged(clients=functions.clients_of(closing))
         public = snapshots.public_of(self._public)
         change, outer = functions.advance(
             public, self._outer, merged, closing, plan=self._plan, parameters=self._parameters
         )
         new = functions.apply(public, change, plan=self._plan, parameters=self._parameters)
-        self._outer = outer
-        return snapshots.public_arrays(new)
+        return snapshots.public_arrays(new), outer
 
 
 # ------------------------------------------------------------------------------------------ snapshots as files
