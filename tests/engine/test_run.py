@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,31 @@ def test_a_loss_that_is_not_finite_stops_the_training(world: Any, tmp_path: Path
     plan = world.with_optimizer(name="sgd", lr=1e30, clip_norm=0.0)
     with pytest.raises(WorkerError, match=r"the loss is (nan|inf) at step \d+: lower local.optimizer.lr"):
         train(plan, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("seen", "field", "message"),
+    [
+        ("training_step", "gradient_norm", r"the gradient's norm is inf at step 2: lower local.optimizer.lr"),
+        ("evaluate", "loss", r"the validation loss is inf at step \d+: lower local.optimizer.lr"),
+    ],
+)
+def test_what_is_not_finite_stops_the_training(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str, field: str, message: str
+) -> None:
+    """Also where the losses themselves are still finite."""
+    real, calls = getattr(run_module, seen), 0
+
+    def third_time_infinite(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        value = torch.tensor(math.inf) if seen == "training_step" else math.inf
+        result = real(*args, **kwargs)
+        return dataclasses.replace(result, **{field: value}) if calls == 3 else result
+
+    monkeypatch.setattr(run_module, seen, third_time_infinite)
+    with pytest.raises(WorkerError, match=message):
+        train(world.plan, tmp_path, device="cpu")
 
 
 def test_a_plan_without_local_steps_is_refused(world: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -264,6 +265,8 @@ class _Run:
             device=self.device,
             precision=self.precision,
         )
+        if not math.isfinite(result.loss):
+            raise self.diverged("validation loss", result.loss, self.cursor.step)
         self.evaluated = (self.cursor.step, result.loss)
         self.emit(
             "evaluated",
@@ -271,9 +274,15 @@ class _Run:
             loss=result.loss,
             count=result.count,
             samples=result.samples,
-            metrics=dict(result.metrics),
+            metrics={name: value if math.isfinite(value) else None for name, value in result.metrics.items()},
         )
         return result.loss
+
+    def diverged(self, what: str, value: float, step: int) -> WorkerError:
+        return WorkerError(
+            f"the {what} is {value} at step {step}: lower local.optimizer.lr, or look at the data; the newest "
+            f"checkpoint is in {self.directory / 'checkpoints'}"
+        )
 
     def _save(self) -> Path:
         """The checkpoint of this step, written once."""
@@ -309,27 +318,26 @@ class _Report:
             self.write()
 
     def write(self) -> float:
-        """Emit what has come since the last time; raises WorkerError if a loss is not finite."""
+        """Emit what has come since the last time; raises WorkerError if a loss or a norm is not finite."""
         if not self._steps:
             return self._mean
         losses = torch.stack([step.loss for step in self._steps]).tolist()
+        norms = [None if s.gradient_norm is None else float(s.gradient_norm) for s in self._steps]
         first = self._run.cursor.step - len(losses)
-        for i, loss in enumerate(losses):
+        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             if not math.isfinite(loss):
-                raise WorkerError(
-                    f"the loss is {loss} at step {first + i}: lower local.optimizer.lr, or look at the data; "
-                    f"the newest checkpoint is in {self._run.directory / 'checkpoints'}"
-                )
+                raise self._run.diverged("loss", loss, first + i)
+            if norm is not None and not math.isfinite(norm):
+                raise self._run.diverged("gradient's norm", norm, first + i)
         now = time.perf_counter()
         self._mean = math.fsum(losses) / len(losses)
-        norm = self._steps[-1].gradient_norm
         self._run.emit(
             "step",
             step=self._run.cursor.step,
             steps=self._run.total_steps,
             loss=self._mean,
             learning_rate=self._rate,
-            gradient_norm=None if norm is None else float(norm),
+            gradient_norm=norms[-1],
             tokens_per_s=round(self._tokens_per_step * len(losses) / (now - self._since), 1),
         )
         self._steps.clear()
@@ -365,7 +373,7 @@ class _Events:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; the second one has its usual effect. Outside the main thread:
+    """An event that SIGINT or SIGTERM sets; the second one does what it did before. Outside the main thread:
     never set.
     """
     stop = threading.Event()
@@ -375,15 +383,20 @@ def _asked_to_stop() -> Iterator[threading.Event]:
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in signals}
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _frame: FrameType | None) -> None:
         stop.set()
-        for number in signals:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        as_before()
+        name = signal.Signals(number).name
+        # Not print: it may have been interrupted in the middle of a print.
+        os.write(2, f"{name}: saving after this step; once more to leave at once\n".encode())
 
     for number in signals:
         signal.signal(number, ask)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        as_before()
