@@ -225,6 +225,21 @@ class Ledger:
                 phase, reason = effect.body.phase, effect.body.reason
                 self.phases.append(PhaseAccount(at_ms=now_ms, phase=phase, reason=reason))
 
+    def forget(self, before: int) -> None:
+        """Drop what was noted of rounds before this one, for who keeps a ledger for months; the state stays."""
+        self.rounds = [round_ for round_ in self.rounds if round_.number >= before]
+        since_ms = self.rounds[0].opened_ms if self.rounds else self.state.now_ms
+        self.incidents = [incident for incident in self.incidents if incident.round >= before]
+        self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.round >= before]
+        self.phases = [phase for phase in self.phases if phase.at_ms >= since_ms]
+        self.snapshots = [s for s in self.snapshots if s.round >= before] or self.snapshots[-1:]
+        self.checkpoints = [c for c in self.checkpoints if c.round >= before] or self.checkpoints[-1:]
+        self.fingerprints = {number: f for number, f in self.fingerprints.items() if number >= before}
+        kept = [at for at, a in enumerate(self.absences) if a.rejoined_ms is None or a.gone_round >= before]
+        returns = self.ordinal_at_return
+        self.ordinal_at_return = {now: returns[at] for now, at in enumerate(kept) if at in returns}
+        self.absences = [self.absences[at] for at in kept]
+
     def finished(self) -> RunAccount:
         return RunAccount(
             state=self.state,

@@ -1,7 +1,8 @@
 """What a server shows of its runs, and a client of itself: the JSON that every view reads.
 
 `GET /api/runs` is a list of RunSummary, `GET /api/runs/{run_id}` a RunView, and each server-sent event of
-`GET /api/runs/{run_id}/changes` a RunView whose `rounds` and `incidents` are the new ones alone. The live
+`GET /api/runs/{run_id}/changes` a RunView whose `rounds` and `incidents` are the new ones alone. Of a long run a view
+has the newest rounds and incidents (node/server/account.py says how many); the ledger has all. The live
 table, the dashboard, `manyhands ledger` and `manyhands demo` read these and nothing else; nobody parses
 printed text.
 

@@ -79,17 +79,6 @@ class BlobIndex:
         """This run's blobs, oldest first."""
         return self._select(*([] if kind is None else [blobs.c.kind == kind]))
 
-    def total_bytes(self) -> int:
-        """Bytes of this run's blobs, each counted once."""
-        each = (
-            sa.select(blobs.c.blob, blobs.c.size_bytes)
-            .where(blobs.c.run_id == self.run_id)
-            .distinct()
-            .subquery()
-        )
-        with self._database.read() as connection:
-            return connection.execute(sa.select(sa.func.sum(each.c.size_bytes))).scalar() or 0
-
     def deletable(self, before: Mapping[BlobKind, int]) -> list[BlobId]:
         """Blobs that only rounds before `before[kind]` have used, and nothing else in any run; oldest first.
 

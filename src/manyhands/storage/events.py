@@ -32,7 +32,8 @@ _INT64 = 2**63
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Who owns a run. `epoch` 0: nobody ever did; `owner` None: the last one gave it back."""
+    """Who owns a run. `epoch` 0: nobody ever did; `owner` None: the last one gave it back. `renewed_ms`: when it last
+    said that it lives."""
 
     epoch: int
     owner: str | None
@@ -85,11 +86,11 @@ class RunLog:
             self._own(connection, epoch)
             self._update_run(connection, lease_renewed_ms=_clock(now_ms))
 
-    def release(self, epoch: int) -> None:
+    def release(self, epoch: int, now_ms: int | None = None) -> None:
         """Give the run back at a clean end: nobody owns it until the next `acquire`. Raises Fenced."""
         with self._database.write() as connection:
             self._own(connection, epoch)
-            self._update_run(connection, lease_owner=None, lease_renewed_ms=None)
+            self._update_run(connection, lease_owner=None, lease_renewed_ms=_clock(now_ms))
 
     # --------------------------------------------------------------------------------------- writing
     def append(
@@ -146,12 +147,6 @@ class RunLog:
             )
 
     # --------------------------------------------------------------------------------------- reading
-    def last_sequence(self) -> int:
-        """Of the newest event; 0 for an empty log."""
-        with self._database.read() as connection:
-            self._run(connection)
-            return self._last_sequence(connection)
-
     def load(self) -> Loaded:
         """The newest stored state and all events after it, as of one moment."""
         with self._database.read() as connection:
@@ -182,8 +177,7 @@ class RunLog:
         """Effects for `recipient` with ids after `after`, in order: what a reconnect still has to deliver.
 
         A client gets those addressed to itself and to EVERYONE; the aggregator and the evaluator only their
-        own. Raises StorageError when some of them have been dropped (`resumable` tells beforehand): such a
-        client has to join anew.
+        own. Raises StorageError when some of them have been dropped: such a client has to join anew.
         """
         names = [recipient] if recipient in (AGGREGATOR, EVALUATOR, EVERYONE) else [recipient, EVERYONE]
         found: list[NumberedEffect] = []
@@ -203,12 +197,6 @@ class RunLog:
                     for row in rows
                 ]
         return sorted(found, key=lambda record: record.id)[:limit]
-
-    def resumable(self, after: tuple[int, int]) -> bool:
-        """Whether everything after this effect is still there."""
-        with self._database.read() as connection:
-            kept_from = self._run(connection).outbox_from
-        return after[0] >= kept_from
 
     # --------------------------------------------------------------------------------------- inside
     def _run(self, connection: sa.Connection) -> _Run:

@@ -52,6 +52,8 @@ class Evaluator:
                 await self._evaluate(body)
                 return
             except ManyhandsError as error:
+                if self._run.driver.stopping.is_set():
+                    return  # the next start asks for it again
                 log.error("evaluation of the snapshot at %d failed: %s", body.snapshot.round, error)
                 if attempt == ATTEMPTS and body.checkpoint:
                     reason = f"the checkpoint of round {body.snapshot.round} cannot be written: {error}"

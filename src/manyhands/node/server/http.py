@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from manyhands.coordination.types import BlobId, Left, PauseAsked, ResumeAsked
-from manyhands.errors import ManyhandsError, StorageError
+from manyhands.errors import ManyhandsError
 from manyhands.identity.canonical import verify_document
 from manyhands.network.blobs.routes import Action
 from manyhands.node.operator import ORDER_DOMAIN, ORDER_LIFETIME_MS, Order
@@ -72,11 +72,11 @@ def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: 
 
     @router.get("/runs")
     async def list_runs() -> list[dict[str, Any]]:
-        return [views.view(run).summary().model_dump() for run in runs.values()]
+        return [(await views.view(run)).summary().model_dump() for run in runs.values()]
 
     @router.get("/runs/{run_id}")
     async def one_run(run_id: str) -> dict[str, Any]:
-        return views.view(run_of(run_id)).model_dump()
+        return (await views.view(run_of(run_id))).model_dump()
 
     @router.get("/runs/{run_id}/ledger")
     async def ledger(run_id: str) -> list[dict[str, Any]]:
@@ -100,10 +100,7 @@ def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: 
     async def order(run_id: str, request: Request) -> dict[str, str]:
         run = run_of(run_id)
         given = _checked_order(await _small_body(request), run_id, operator_public, used_orders)
-        try:
-            return {"done": await _carry_out(run, given)}
-        except StorageError as error:
-            raise HTTPException(503, str(error)) from None
+        return {"done": await _carry_out(run, given)}
 
     return router
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI, WebSocket
+from fastapi import APIRouter, FastAPI, Request, WebSocket
+from fastapi.responses import JSONResponse
 
 from manyhands.config import home
 from manyhands.coordination.types import BlobRef, Snapshot
-from manyhands.errors import Refused, ServerUnreachable
+from manyhands.errors import Refused, ServerUnreachable, StorageError
 from manyhands.identity import keys
 from manyhands.identity.keys import Identity
 from manyhands.network.blobs.routes import blob_routes
@@ -148,7 +149,7 @@ async def _serve_run(
     stop: asyncio.Event,
 ) -> None:
     sessions, runs = Sessions(), {run.run_id: run}
-    views = RunViews(runs, sessions)
+    views = RunViews(sessions)
     app = _application(runs, sessions, views, identity, operator, options)
     config = uvicorn.Config(
         app,
@@ -222,6 +223,10 @@ def _application(
     first = next(iter(runs.values()))
     app.include_router(blob_routes(first.blobs, BlobGuard(sessions)))
     app.include_router(api_routes(runs, views, operator.public))
+
+    @app.exception_handler(StorageError)
+    async def unavailable(_: Request, error: StorageError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 503)
 
     @app.websocket("/connect")
     async def connect(socket: WebSocket) -> None:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from manyhands.coordination.machine import NumberedEffect, initial_state, next_deadline, tick
@@ -40,6 +40,8 @@ from manyhands.storage.events import RunLog
 BATCH_EVENTS = 256
 SNAPSHOT_EVERY_EVENTS = 500
 WATCH_S = 0.25
+ALIVE_EVERY_S = 10.0
+"""How far off the downtime may be that a restart sees: so often the log is told that its owner lives."""
 STOP_GRACE_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,6 @@ class RunDriver:
         self._watching: asyncio.Task[None] | None = None
         self._pending: set[asyncio.Future[int]] = set()
         self._snapshot_at = 0
-        self.records: list[Record] = []
         self.changed = asyncio.Condition()
         self.stopping = asyncio.Event()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,8 +99,8 @@ class RunDriver:
     # ------------------------------------------------------------------ life
     async def start(self, descriptor: RunDescriptor, first: Snapshot) -> None:
         """Take the lease, replay the log, tell the run that its server is back, and begin to work."""
+        alive_ms = (await asyncio.to_thread(self._log.lease)).renewed_ms or 0
         self._epoch = await asyncio.to_thread(self._log.acquire, self._owner)
-        self.records = await asyncio.to_thread(lambda: list(self._log.all_records()))
         loaded = await asyncio.to_thread(self._log.load)
         state = loaded.state or initial_state(descriptor.run_id, descriptor.plan, descriptor.samples, first)
         for record in loaded.records:
@@ -107,7 +108,7 @@ class RunDriver:
         self.state = state
         self._snapshot_at = state.sequence
         self._writing = asyncio.create_task(self._write(), name=f"log of {descriptor.run_id}")
-        downtime_ms = max(0, clock_ms() - state.now_ms) if self.records else 0
+        downtime_ms = max(0, clock_ms() - max(alive_ms, state.now_ms)) if state.sequence else 0
         await self.submit(ServerStarted(downtime_ms=downtime_ms))
         now = time.monotonic()
         self._heard = dict.fromkeys(self.state.clients, now)
@@ -195,20 +196,27 @@ class RunDriver:
         effects = await asyncio.to_thread(self._log.effects_after, recipient, seen)
         return [Delivery(sequence=e.sequence, n=e.n, body=e.effect.body) for e in effects]
 
+    def records(self, after: int) -> Iterator[Record]:
+        """Every event after number `after`, from the log: for a thread. It may hold more than has been shown."""
+        return self._log.all_records(after)
+
     # ------------------------------------------------------------------ inside
     async def _write(self) -> None:
         try:
             await self._write_all()
-        except Exception as error:
-            log.error(
-                "the log of run %s: %s",
-                self._log.run_id,
-                error,
-                exc_info=not isinstance(error, ManyhandsError),
-            )
-            if not self.failed.done():
-                self.failed.set_exception(error)
-            self._refuse(StorageError(f"the run's log cannot be written any more: {error}"))
+        except Exception as error:  # noqa: BLE001 - the boundary of a task: logged, and told to whoever waits
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        log.error(
+            "the log of run %s: %s",
+            self._log.run_id,
+            error,
+            exc_info=not isinstance(error, ManyhandsError),
+        )
+        if not self.failed.done():
+            self.failed.set_exception(error)
+        self._refuse(StorageError(f"the run's log cannot be written any more: {error}"))
 
     async def _write_all(self) -> None:
         while (first := await self._inbox.get()) is not None:
@@ -243,7 +251,6 @@ class RunDriver:
             phase=state.phase if state.phase != self.state.phase else None,
         )
         self.state = state
-        self.records += records
         for record in effects:
             self._deliver(record)
         for (_, future), event_record in zip(batch, records, strict=True):
@@ -264,10 +271,13 @@ class RunDriver:
 
     async def _watch(self) -> None:
         """Deadlines and silence. If this process itself stood still, nobody else is blamed for it."""
-        before = time.monotonic()
+        before = said = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_S)
             now = time.monotonic()
+            if now - said >= ALIVE_EVERY_S:
+                said = now
+                await self._say_alive()
             stood_still = now - before - WATCH_S
             before = now
             if stood_still > 1.0:
@@ -277,6 +287,13 @@ class RunDriver:
                 await self.submit(ClockPassed())
             for client in list(self.state.clients.values()):
                 await self._watch_client(client.key, now)
+
+    async def _say_alive(self) -> None:
+        """Also how a server that nothing happens to learns that it was replaced."""
+        try:
+            await asyncio.to_thread(self._log.renew, self._epoch)
+        except StorageError as error:
+            self._fail(error)
 
     def _expected(self, client: Client) -> bool:
         """Whether anything is to be heard of it: when the run is over everybody may go."""

@@ -1,4 +1,7 @@
-"""What a server shows of its runs: the log's account of them, with what live sessions say of themselves."""
+"""What a server shows of its runs: the log's account of them, with what live sessions say of themselves.
+
+A view is made once for all who look, when the run or the time has moved on, and not once for each of them.
+"""
 
 from __future__ import annotations
 
@@ -6,98 +9,101 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from manyhands.coordination.ledger import Incident, Ledger, RoundAccount, RunAccount
 from manyhands.coordination.machine import initial_state
+from manyhands.coordination.state import RunState
 from manyhands.network.messages import Progress
+from manyhands.node.server.account import Account, Noted
 from manyhands.node.server.run_driver import clock_ms
 from manyhands.node.server.served_run import ServedRun
 from manyhands.node.server.sessions import Session, Sessions
-from manyhands.node.view import (
-    ClientView,
-    CountedView,
-    EvaluationView,
-    IncidentView,
-    RoundView,
-    RunView,
-    UncountedView,
-)
+from manyhands.node.view import ClientView, RunView
 
 LOOK_EVERY_S = 0.5
 BEAT_S = 5.0
 
-_rounds: TypeAdapter[Any] = TypeAdapter(tuple[RoundAccount, ...])
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A view and what it was made from; `version` counts those that differ in more than the clock."""
+
+    view: RunView
+    version: int
+    noted: Noted
+    state: RunState
 
 
 class RunViews:
-    """Accounts of runs, each kept up to date from the driver's records as they come."""
+    """Views of runs, each made from the run's account, its coordinator's state and its sessions."""
 
-    def __init__(self, runs: dict[str, ServedRun], sessions: Sessions) -> None:
-        self._runs = runs
+    def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._progress: dict[tuple[str, str], Progress] = {}  # the latest, also of those who have left
-        self._ledgers: weakref.WeakKeyDictionary[ServedRun, tuple[Ledger, int]] = weakref.WeakKeyDictionary()
+        self._accounts: weakref.WeakKeyDictionary[ServedRun, Account] = weakref.WeakKeyDictionary()
+        self._latest: weakref.WeakKeyDictionary[ServedRun, _Shown] = weakref.WeakKeyDictionary()
 
-    # ------------------------------------------------------------------ what the dashboard asks for
-    def runs(self) -> list[dict[str, Any]]:
-        return [self.view(run).summary().model_dump() for run in self._runs.values()]
+    async def view(self, run: ServedRun) -> RunView:
+        """All of a run that is kept in memory. Raises StorageError."""
+        return (await self._look(run)).view
 
-    def run(self, run_id: str) -> dict[str, Any] | None:
-        run = self._runs.get(run_id)
-        return None if run is None else self.view(run).model_dump()
+    async def ledger(self, run: ServedRun) -> list[dict[str, Any]]:
+        """Every closed round: who was assigned what, what came of it, and why. Raises StorageError."""
+        return await self._account(run).rounds()
 
     async def changes(self, run: ServedRun) -> AsyncIterator[RunView | None]:
         """All of it first, then what is new, twice a second at most; None every BEAT_S of silence: a sign of life.
 
         Ends when the server stops.
         """
-        view = self.view(run)
-        yield view
+        shown = await self._look(run)
+        yield shown.view
         quiet_s = 0.0
         while True:
-            known_rounds = view.rounds[-1].round + 1 if view.rounds else 0
-            known_incidents = len(view.incidents)
+            known_rounds = shown.view.rounds[-1].round + 1 if shown.view.rounds else 0
+            known_incidents = shown.noted.forgotten_incidents + len(shown.view.incidents)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(run.driver.stopping.wait(), LOOK_EVERY_S)
                 return
             quiet_s += LOOK_EVERY_S
-            newer = self.view(run)
-            if _without_clock(newer) != _without_clock(view):
-                yield newer.since(known_rounds, known_incidents)
+            before, shown = shown, await self._look(run)
+            if shown.version != before.version:
+                known = max(0, known_incidents - shown.noted.forgotten_incidents)
+                yield shown.view.since(known_rounds, known)
                 quiet_s = 0.0
             elif quiet_s >= BEAT_S:
                 yield None
                 quiet_s = 0.0
-            view = newer
 
-    # ------------------------------------------------------------------ accounts
-    def account(self, run: ServedRun) -> RunAccount:
-        """The log's account, up to its last record. In the event loop only: it takes note of new records."""
-        ledger, done = self._ledgers.get(run, (None, 0))
-        if ledger is None:
+    # ------------------------------------------------------------------ inside
+    def _account(self, run: ServedRun) -> Account:
+        found = self._accounts.get(run)
+        if found is None:
             descriptor = run.descriptor
             first = initial_state(run.run_id, descriptor.plan, descriptor.samples, run.first)
-            ledger = Ledger(first)
-        records = run.driver.records
-        for record in records[done:]:
-            ledger.add(record)
-        self._ledgers[run] = (ledger, len(records))
-        return ledger.finished()
+            found = self._accounts[run] = Account(run.driver, first)
+        return found
 
-    async def ledger(self, run: ServedRun) -> list[dict[str, Any]]:
-        """Every closed round: who was assigned what, what came of it, and why."""
-        rounds = self.account(run).rounds
-        rows: list[dict[str, Any]] = await asyncio.to_thread(_rounds.dump_python, rounds, mode="json")
-        return rows
+    async def _look(self, run: ServedRun) -> _Shown:
+        noted = await self._account(run).noted()
+        latest, state = self._latest.get(run), run.driver.state
+        if (
+            latest is not None
+            and latest.noted is noted
+            and latest.state is state
+            and clock_ms() - latest.view.now_ms < 1000 * LOOK_EVERY_S
+        ):
+            return latest
+        view = self._made(run, noted)
+        version = 0
+        if latest is not None:
+            version = latest.version + (_without_clock(view) != _without_clock(latest.view))
+        shown = self._latest[run] = _Shown(view, version, noted, state)
+        return shown
 
-    def view(self, run: ServedRun) -> RunView:
-        account, state = self.account(run), run.driver.state
-        plan = run.descriptor.plan
-        started = run.driver.records[0].now_ms if run.driver.records else clock_ms()
-        last_loss = _last_losses(account)
+    def _made(self, run: ServedRun, noted: Noted) -> RunView:
+        state, plan, now_ms = run.driver.state, run.descriptor.plan, clock_ms()
         return RunView(
             run_id=run.run_id,
             name=plan.name,
@@ -107,13 +113,13 @@ class RunViews:
             total_rounds=plan.rounds.total,
             topology=plan.topology,
             preset=plan.preset,
-            clients=tuple(self._client(run, key, last_loss.get(key)) for key in state.clients),
-            rounds=tuple(_round(r) for r in account.rounds),
-            incidents=tuple(_incident(i) for i in account.incidents),
-            evaluations=tuple(EvaluationView(round=e.round, loss=e.loss) for e in account.evaluations),
-            checkpoint=account.checkpoints[-1].path if account.checkpoints else None,
-            started_ms=started,
-            now_ms=clock_ms(),
+            clients=tuple(self._client(run, key, noted.losses.get(key)) for key in state.clients),
+            rounds=noted.rounds,
+            incidents=noted.incidents,
+            evaluations=noted.evaluations,
+            checkpoint=noted.checkpoint,
+            started_ms=noted.started_ms or now_ms,
+            now_ms=now_ms,
         )
 
     def _client(self, run: ServedRun, key: str, loss: float | None) -> ClientView:
@@ -145,45 +151,4 @@ def _without_clock(view: RunView) -> RunView:
             "now_ms": 0,
             "clients": tuple(c.model_copy(update={"last_heard_ms": None}) for c in view.clients),
         }
-    )
-
-
-def _last_losses(account: RunAccount) -> dict[str, float]:
-    return {
-        work.assignment.client: work.claims.loss
-        for round_ in account.rounds[-3:]
-        for work in round_.works
-        if work.claims is not None and work.claims.loss is not None
-    }
-
-
-def _round(round_: RoundAccount) -> RoundView:
-    works = {work.assignment.id: work for work in round_.works}
-    counted, losses, tokens = [], [], 0
-    for item in round_.closing.counted:
-        claims = works[item.assignment].claims
-        loss = claims.loss if claims is not None else None
-        tokens += claims.tokens if claims is not None else 0
-        if loss is not None:
-            losses.append(loss)
-        counted.append(CountedView(client=item.client, loss=loss, weight=item.weight))
-    return RoundView(
-        round=round_.number,
-        closed_ms=round_.published_ms,
-        duration_ms=round_.published_ms - round_.opened_ms,
-        mean_loss=sum(losses) / len(losses) if losses else None,
-        tokens=tokens,
-        counted=tuple(counted),
-        uncounted=tuple(UncountedView(client=u.client, reason=u.reason) for u in round_.closing.uncounted),
-        fingerprint=round_.fingerprint,
-    )
-
-
-def _incident(incident: Incident) -> IncidentView:
-    return IncidentView(
-        ms=incident.at_ms,
-        client=incident.client,
-        what=incident.kind,
-        round=incident.round,
-        detail=incident.detail,
     )
