@@ -1,364 +1,100 @@
-"""A real server, an honest client beside it, and hostile clients that sign in properly and then do as they please.
+"""A real server, honest clients beside it, and hostile clients that sign in properly and then do as they please.
 
-One server for each module: every test has a hostile key of its own, and ends by seeing that the rounds of the honest
-client still close. Deadlines are half a minute and more, so a round that closes soon has waited for nobody.
+One server for each module: every test has hostile keys of its own, and ends by seeing that the rounds of the honest
+clients still close. Deadlines are half a minute and more, so a round that closes soon has waited for nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import json
-import os
+import importlib.util
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-
-from manyhands.coordination.types import (
-    BlobRef,
-    CatchUp,
-    Claims,
-    Closed,
-    Committed,
-    Contributed,
-    Contribution,
-    Left,
-    Ready,
-    Work,
-)
-from manyhands.identity.contributions import commit, new_nonce, sign_contribution
-from manyhands.identity.keys import Identity, ephemeral
-from manyhands.network.blobs.manifest import manifest_of
-from manyhands.network.blobs.transfer import upload
-from manyhands.network.connection import Connection, Terms
-from manyhands.network.messages import Opening
-from manyhands.plan.descriptor import RunDescriptor
-from manyhands.tasks.dummy import DummyWork
-
-COMMAND = str(Path(sys.executable).with_name("manyhands"))
-LONG_S = 60.0
-SOON_MS = 15_000
-"""Half of the shortest deadline; a round takes a fifth of a second when nobody is waited for."""
-
-PLAN: dict[str, Any] = {
-    "name": "besieged",
-    "run_id": "run",
-    "task": {"name": "dummy", "parameters": 3_000, "tensors": 2, "samples": 1_000_000, "delay_s": 0.1},
-    "local": {"steps": 2, "batch_size": 4},
-    "membership": {"min_clients": 1},
-    "evaluation": {"every_snapshots": 0},
-    "rounds": {
-        "total": 1_000_000,
-        "snapshot_every": 1000,
-        "keep_updates": 20,
-        "min_work_share": 1.0,
-        "first_deadline_s": 60.0,
-        "deadline_floor_s": 30.0,
-    },
-}
 
 
-class Besieged:
-    """The server and its honest client."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.programs: list[subprocess.Popen[bytes]] = []
-        self.honest = ""
-
-    def begin(self) -> None:
-        place = self.place
-        (place / "plan.yaml").write_text(yaml.safe_dump(PLAN))
-        self.start("server", "server", "run", "--plan", str(place / "plan.yaml"), "--port", str(self.port))
-        self.until(lambda: self.view() or self.programs[0].poll() is not None, "the server to answer")
-        assert self.programs[0].poll() is None, self.log("server")
-        key = place / "honest.key"
-        made = subprocess.run(
-            [COMMAND, "client", "new-identity", "--identity-secret-key-path", str(key)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=self.environment("server"),
-        )
-        self.honest = made.stdout.strip()
-        self.start(
-            "honest", "client", "train", "--run-id", "run", "--server-addr", self.address,
-            "--identity-secret-key-path", str(key), "--logs", "json",
-        )  # fmt: skip
-        self.until(lambda: self.closed() >= 2, "the first rounds")
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def environment(self, home: str) -> dict[str, str]:
-        return {**os.environ, "MANYHANDS_HOME": str(self.place / home)}
-
-    def start(self, name: str, *arguments: str) -> None:
-        with (self.place / f"{name}.log").open("ab") as output:
-            self.programs.append(
-                subprocess.Popen(
-                    [COMMAND, *arguments],
-                    stdout=output,
-                    stderr=output,
-                    stdin=subprocess.DEVNULL,
-                    env=self.environment(name),
-                    start_new_session=True,
-                )
-            )
-
-    def log(self, name: str) -> str:
-        return (self.place / f"{name}.log").read_text(errors="replace")
-
-    def end(self) -> None:
-        for program in self.programs:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(program.pid, signal.SIGKILL)
-            program.wait()
-
-    @staticmethod
-    def until(ready: Callable[[], Any], what: str, within_s: float = LONG_S) -> Any:
-        end = time.monotonic() + within_s
-        while not (answer := ready()):
-            assert time.monotonic() < end, f"waited {within_s:.0f} s for {what}"
-            time.sleep(0.05)
-        return answer
-
-    # ------------------------------------------------------------------ what the server says
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=10) as answer:
-            return json.load(answer)
-
-    def view(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            answer: dict[str, Any] = self.get("/api/runs/run")
-            return answer
-        return {}
-
-    def closed(self) -> int:
-        return int(self.view().get("closed_rounds", -1))
-
-    def round(self, number: int) -> dict[str, Any]:
-        """The ledger's account of a round, waited for."""
-        self.until(lambda: self.closed() > number, f"round {number} to close", SOON_MS / 1000)
-
-        def row() -> dict[str, Any] | None:
-            return next((row for row in self.get("/api/runs/run/ledger") if row["number"] == number), None)
-
-        found: dict[str, Any] = self.until(row, f"round {number} in the ledger")
-        return found
-
-    def work_of(self, number: int, client: str) -> dict[str, Any]:
-        """What the ledger says of a client's assignment in a round; the round must have closed soon."""
-        row = self.round(number)
-        assert row["published_ms"] - row["opened_ms"] < SOON_MS, "the round has waited for its deadline"
-        (work,) = [work for work in row["works"] if work["assignment"]["client"] == client]
-        counted = [c["client"] for c in row["closing"]["counted"]]
-        assert self.honest in counted, f"the honest client was not counted in round {number}"
-        assert (client in counted) == work["counted"]
-        return dict(work)
-
-    def check_it_goes_on(self) -> None:
-        """Both programs are there, and two more rounds close with the honest client's work."""
-        for program, name in zip(self.programs, ("server", "honest"), strict=True):
-            assert program.poll() is None, self.log(name)[-3000:]
-        number = self.closed() + 1
-        row = self.round(number)
-        assert self.honest in [c["client"] for c in row["closing"]["counted"]]
+def _load(name: str) -> Any:
+    """The module of that name beside this one."""
+    spec = importlib.util.spec_from_file_location(f"hostile_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-class Hostile:
-    """A client that signs in and says it is ready; what it does with its work is up to the test."""
-
-    def __init__(self, besieged: Besieged, place: Path) -> None:
-        self.besieged, self.place = besieged, place
-        self.identity: Identity = ephemeral()
-        self.works: asyncio.Queue[Work] = asyncio.Queue()
-        self.last_sequence = 0
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        terms = Terms(
-            address=besieged.address,
-            run_id="run",
-            identity=self.identity,
-            label="x",
-            check_server=lambda _: None,
-        )
-        self.connection = Connection(terms=terms, on_state=lambda *_: None)
-        self._reading = asyncio.create_task(self._read())
-
-    @property
-    def key(self) -> str:
-        return self.identity.public
-
-    async def _read(self) -> None:
-        try:
-            async for delivery in self.connection.deliveries():
-                self.last_sequence = delivery.id[0]
-                match delivery.body:
-                    case CatchUp():
-                        asyncio.create_task(self._ready(delivery.body.round))  # noqa: RUF006
-                    case Closed():
-                        asyncio.create_task(self._ready(delivery.body.closing.round + 1))  # noqa: RUF006
-                    case Work():
-                        self.works.put_nowait(delivery.body)
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            self.ended.set_exception(error)
-        else:
-            self.ended.set_result(None)
-
-    async def _ready(self, at: int) -> None:
-        with contextlib.suppress(Exception):
-            await self.connection.ask(Ready(client=self.key, round=at))
-
-    async def leave(self) -> None:
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(self.connection.ask(Left(client=self.key, how="left", reason="bye")), 2)
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        if self.ended.done():
-            self.ended.exception()
-        await self.connection.close()
-
-    # ------------------------------------------------------------------ as an honest one does it
-    @property
-    def descriptor(self) -> RunDescriptor:
-        assert self.connection.welcome is not None
-        return RunDescriptor.model_validate_json(self.connection.welcome.descriptor)
-
-    async def work(self) -> Work:
-        """The next piece of work, as new as can be."""
-        work = await self.works.get()
-        while not self.works.empty():
-            work = self.works.get_nowait()
-        return work
-
-    def honest_update(self, work: Work) -> tuple[Path, Claims]:
-        path = self.place / f"{work.assignment.id}.safetensors"
-        descriptor = self.descriptor
-        claims = DummyWork(descriptor.plan, descriptor.parameters).write_update(work.assignment, path)
-        assert claims is not None
-        return path, claims
-
-    async def commit(self, work: Work, update: BlobRef) -> tuple[str, str]:
-        """Commit to an update; commit and nonce."""
-        assignment, nonce = work.assignment, new_nonce()
-        made = commit("run", assignment.round, self.key, assignment.id, update.blob, nonce)
-        committed = Committed(client=self.key, round=assignment.round, assignment=assignment.id, commit=made)
-        await self.connection.ask(committed)
-        return made, nonce
-
-    async def open(self, work: Work, update: BlobRef, nonce: str) -> None:
-        assignment = work.assignment
-        await self.connection.ask(
-            Opening(assignment=assignment.id, round=assignment.round, update=update, nonce=nonce)
-        )
-
-    async def send(self, path: Path) -> None:
-        await upload(self.connection.http, self.connection.holder, path)
-
-    def signed(
-        self, work: Work, update: BlobRef, made: str, nonce: str, claims: Claims, by: Identity | None = None
-    ) -> Contribution:
-        contribution = Contribution(
-            assignment=work.assignment.id,
-            round=work.assignment.round,
-            client=(by or self.identity).public,
-            commit=made,
-            update=update,
-            nonce=nonce,
-            claims=claims,
-        )
-        return replace(contribution, signature=sign_contribution(by or self.identity, "run", contribution))
-
-    async def contribute(self, work: Work, path: Path, claims: Claims) -> Contribution:
-        """All the steps in their order, with whatever file that is."""
-        update = (await asyncio.to_thread(manifest_of, path)).ref
-        made, nonce = await self.commit(work, update)
-        await self.open(work, update, nonce)
-        await self.send(path)
-        contribution = self.signed(work, update, made, nonce, claims)
-        await self.connection.ask(Contributed(contribution=contribution))
-        return contribution
-
-    # ------------------------------------------------------------------ by hand
-    async def say(self, text: str | bytes) -> None:
-        """Anything at all, on the socket."""
-        socket = self.connection._socket
-        assert socket is not None
-        await (socket.send_bytes(text) if isinstance(text, bytes) else socket.send_str(text))
-
-    async def request(
-        self, method: str, path: str, body: bytes | None = None, token: str | None = None
-    ) -> tuple[int, str]:
-        """Status and text of one HTTP request, with this session's token or another one."""
-        headers = dict(self.connection.holder.headers)
-        if token is not None:
-            headers["Authorization"] = token
-        url = f"http://{self.besieged.address}{path}"
-        data = None if body is None else io.BytesIO(body)
-        async with self.connection.http.request(method, url, data=data, headers=headers) as answer:
-            return answer.status, await answer.text()
-
-    async def declare(
-        self, path: str, length: int, part: bytes = b""
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Begin a PUT whose body is said to have that length, and send a part of it."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.besieged.port)
-        token = self.connection.holder.headers["Authorization"]
-        head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Length: {length}\r\n\r\n"
-        writer.write(head.encode() + part)
-        await writer.drain()
-        return reader, writer
+SPOILING, PROGRAMS = _load("spoiling"), _load("programs")
 
 
-Attack = Callable[[Hostile], Awaitable[None]]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`door_fault`, `value_fault`: every way to spoil an update, and what is said of it."""
+    for name, faults in (("door_fault", SPOILING.AT_THE_DOOR), ("value_fault", SPOILING.IN_THE_VALUES)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, list(faults.values()), ids=list(faults))
+
+
+Attack = Callable[..., Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
-def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
-    made = Besieged(tmp_path_factory.mktemp("besieged"))
-    try:
+def besiege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """besiege(honest=1, **changes of the plan): a server and so many honest clients, at work."""
+    all_made: list[Any] = []
+
+    def begin(honest: int = 1, **changes: Any) -> Any:
+        made = PROGRAMS.Besieged(tmp_path_factory.mktemp("besieged"), honest, **changes)
+        all_made.append(made)
         made.begin()
-        yield made
-        for name in ("server", "honest"):
-            assert "Traceback" not in made.log(name), made.log(name)[-5000:]
+        return made
+
+    try:
+        yield begin
+        for made in all_made:
+            for name in ("server", *made.names):
+                assert "Traceback" not in made.log(name), made.log(name)[-5000:]
     finally:
-        made.end()
+        for made in all_made:
+            made.end()
+
+
+@pytest.fixture(scope="module")
+def besieged(besiege: Callable[..., Any]) -> Any:
+    """A star; a module that wants something else has a fixture of this name of its own."""
+    return besiege()
+
+
+HostileAt = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 
 @pytest.fixture
-def attack(besieged: Besieged, tmp_path: Path) -> Iterator[Callable[[Attack], None]]:
-    """attack(what): a new hostile client is connected, `what(hostile)` is done, and then all goes on."""
+def hostile_at(tmp_path: Path) -> HostileAt:
+    """hostile_at(besieged): a new hostile client that is connected."""
 
     @asynccontextmanager
-    async def hostile() -> AsyncIterator[Hostile]:
-        made = Hostile(besieged, tmp_path)
+    async def hostile(besieged: Any) -> AsyncIterator[Any]:
+        made = PROGRAMS.Hostile(besieged, tmp_path)
         try:
             await made.connection.until_connected()
             yield made
         finally:
             await made.leave()
 
-    def run(what: Attack) -> None:
+    return hostile
+
+
+@pytest.fixture
+def attack(besieged: Any, hostile_at: HostileAt) -> Iterator[Callable[..., None]]:
+    """attack(what, 2): so many new hostile clients are connected, `what(one, two)` is done, and then all goes on."""
+
+    def run(what: Attack, number: int = 1) -> None:
         async def whole() -> None:
-            async with asyncio.timeout(LONG_S), hostile() as made:
-                await what(made)
+            async with asyncio.timeout(PROGRAMS.LONG_S), contextlib.AsyncExitStack() as stack:
+                await what(*[await stack.enter_async_context(hostile_at(besieged)) for _ in range(number)])
 
         asyncio.run(whole())
 
@@ -367,10 +103,16 @@ def attack(besieged: Besieged, tmp_path: Path) -> Iterator[Callable[[Attack], No
 
 
 @pytest.fixture
-def reason_of(besieged: Besieged) -> Callable[[Hostile, Work], Awaitable[str]]:
+def spoiling() -> Any:
+    """The module of that name."""
+    return SPOILING
+
+
+@pytest.fixture
+def reason_of(besieged: Any) -> Callable[[Any, Any], Awaitable[str]]:
     """Why the ledger says that a hostile client's assignment did not count."""
 
-    async def reason(hostile: Hostile, work: Work) -> str:
+    async def reason(hostile: Any, work: Any) -> str:
         row = await asyncio.to_thread(besieged.work_of, work.assignment.round, hostile.key)
         assert not row["counted"]
         said = str(row["reason"])
@@ -381,10 +123,10 @@ def reason_of(besieged: Besieged) -> Callable[[Hostile, Work], Awaitable[str]]:
 
 
 @pytest.fixture
-def last_word() -> Callable[[Hostile], Awaitable[str]]:
+def last_word() -> Callable[[Any], Awaitable[str]]:
     """Why the server has ended the session."""
 
-    async def word(hostile: Hostile) -> str:
+    async def word(hostile: Any) -> str:
         try:
             await asyncio.wait_for(asyncio.shield(hostile.ended), 10)
         except TimeoutError:

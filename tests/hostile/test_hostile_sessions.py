@@ -127,11 +127,11 @@ def test_nobody_speaks_for_another(attack: Any, besieged: Any) -> None:
         await hostile.work()
         ref = BlobRef(blob="ab" * 32, size_bytes=1000)
         for body, fault in (
-            (Ready(client=besieged.honest, round=0), "cannot speak for"),
-            (Left(client=besieged.honest, how="left"), "cannot speak for"),
-            (WorkFailed(client=besieged.honest, assignment="0-0", reason="x"), "cannot speak for"),
-            (Fingerprinted(client=besieged.honest, round=0, fingerprint="0" * 64), "cannot speak for"),
-            (Verdict(by=besieged.honest, round=0, assignment="0-0", accepted=False), "cannot speak for"),
+            (Ready(client=besieged.honest[0], round=0), "cannot speak for"),
+            (Left(client=besieged.honest[0], how="left"), "cannot speak for"),
+            (WorkFailed(client=besieged.honest[0], assignment="0-0", reason="x"), "cannot speak for"),
+            (Fingerprinted(client=besieged.honest[0], round=0, fingerprint="0" * 64), "cannot speak for"),
+            (Verdict(by=besieged.honest[0], round=0, assignment="0-0", accepted=False), "cannot speak for"),
             (Left(client=hostile.key, how="kicked"), "not be 'kicked' by itself"),
             (SnapshotOffer(round=0, blob=ref), "nobody has asked this client"),
             (
@@ -176,7 +176,7 @@ def test_a_false_fingerprint_hurts_its_sender_alone(attack: Any, besieged: Any) 
         await hostile.connection.ask(lie)
         row = await asyncio.to_thread(besieged.work_of, work.assignment.round, hostile.key)
         assert not row["counted"]
-        assert "its public differed" in row["reason"]
+        assert "differed from what was agreed" in row["reason"]
 
     attack(send)
 

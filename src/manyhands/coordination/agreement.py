@@ -63,7 +63,9 @@ def judged(step: Step, event: Verdict) -> None:
     if event.accepted:
         step.put_entry(event.round, event.assignment, witnesses=entry.witnesses | {event.by})
     else:
-        reason = entry.reason or event.reason
+        reason = entry.reason
+        if event.reason not in reason:  # whoever is first with another one hides nothing
+            reason = f"{reason}; {event.reason}" if reason else event.reason
         step.put_entry(event.round, event.assignment, objections=entry.objections | {event.by}, reason=reason)
 
 
