@@ -195,7 +195,8 @@ class Contributor:
             return
         reason = ""
         try:
-            path = await node.files.fetch(node.connection, contribution.update)
+            # What the others have decided meanwhile is not to be had any more, and the closing waits behind this.
+            path = await node.files.fetch(node.connection, contribution.update, insisting=False)
             found = await node.worker.check(path, contribution.claims.norm)
             reason = found.replace(str(path), "the update")
         except (BlobError, Refused, ServerUnreachable) as error:

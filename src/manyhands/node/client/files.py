@@ -26,10 +26,11 @@ BLOB_ATTEMPTS = 3
 
 class Attempts:
     """Counts what a transfer may still try. What fails because its session has ended costs nothing: a server that is
-    started again and again, or a weak line, only takes longer."""
+    started again and again, or a weak line, only takes longer. Without `insisting` the first no is the last."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, insisting: bool = True) -> None:
         self._connection = connection
+        self._insisting = insisting
         self._session = connection.session
         self._left = 1.0
 
@@ -40,6 +41,8 @@ class Attempts:
     async def failed(self, error: ManyhandsError) -> None:
         """Wait a while; raises the error when it was tried often enough."""
         if self._session is not None and self._connection.session is self._session:
+            if not self._insisting and not isinstance(error, ServerUnreachable):
+                raise error
             self._left -= 1 / (BLOB_ATTEMPTS if isinstance(error, BlobError) else ATTEMPTS)
             if self._left < 0.01:
                 raise error
@@ -88,12 +91,12 @@ class ClientFiles:
         fetched.replace(path)
         mark.write_text(blob)
 
-    async def fetch(self, connection: Connection, ref: BlobRef) -> Path:
+    async def fetch(self, connection: Connection, ref: BlobRef, *, insisting: bool = True) -> Path:
         """A blob from the server, checked chunk by chunk. Goes on by itself after cuts and reconnects."""
         path = self.blobs / ref.blob
         if path.exists():
             return path
-        attempts = Attempts(connection)
+        attempts = Attempts(connection, insisting=insisting)
         while True:
             await attempts.begin()
             try:
