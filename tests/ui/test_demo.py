@@ -26,6 +26,12 @@ def test_every_length_and_topology_is_a_valid_plan(rounds: int, topology: Any) -
     assert plan.schedule.warmup_steps < rounds * plan.local.steps
 
 
+def test_the_warm_up_fits_where_rounds_are_short() -> None:
+    assert demo_plan(DemoOptions()).schedule.warmup_steps == 30
+    assert demo_plan(DemoOptions(rounds=4, overrides=("local.steps=3",))).schedule.warmup_steps == 1
+    assert demo_plan(DemoOptions(overrides=("schedule.warmup_steps=7",))).schedule.warmup_steps == 7
+
+
 def test_ones_own_text_and_overrides_win(tmp_path: Path) -> None:
     text = tmp_path / "my, text=1.txt"
     plan = demo_plan(DemoOptions(text=text, overrides=("local.steps=7", "task.text.max_bytes=1000")))

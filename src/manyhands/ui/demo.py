@@ -39,6 +39,8 @@ STALL_S = 180.0
 """So long without a closed round, a new phase or a new incident, and the demo gives up."""
 MAX_TEXT_BYTES = 6_000_000
 LOST_AFTER_S = 8.0
+WARMUP_STEPS = 30
+"""Or an eighth of all steps, where that is less."""
 KEPT_ROUNDS = 3
 """A killed client is waited for when so many rounds are left: one is open, one may open meanwhile, one is for it."""
 HOLD_REASON = "so short a run waits for the client that was killed"
@@ -85,18 +87,19 @@ class DemoResult:
 
 def demo_plan(options: DemoOptions) -> Plan:
     """The config `demo` for this many clients; one of them may be away without the run waiting for it."""
-    overrides = [
+    settings = [
         f"rounds.total={options.rounds}",
         f"rounds.lost_after_s={LOST_AFTER_S}",
-        f"schedule.warmup_steps={min(30, 4 * options.rounds)}",
+        "schedule.warmup_steps=0",
         f"membership.min_clients={max(1, options.clients - 1)}",
         f"task.text.max_bytes={MAX_TEXT_BYTES}",
         f"topology={options.topology}",
-        *options.overrides,
     ]
     if options.text is not None:
-        overrides.append(f"task.text.path={json.dumps(str(options.text.resolve()))}")
-    return plan_from("demo", overrides)
+        settings.append(f"task.text.path={json.dumps(str(options.text.resolve()))}")
+    steps = plan_from("demo", [*settings, *options.overrides]).local.steps
+    settings.append(f"schedule.warmup_steps={min(WARMUP_STEPS, options.rounds * steps // 8)}")
+    return plan_from("demo", [*settings, *options.overrides])
 
 
 class Demo:
@@ -209,7 +212,9 @@ class Demo:
         """SIGKILL after a third of the rounds; start again once it is lost; wait until it has been merged again."""
         key = self.keys[name]
         third = max(1, self.options.rounds // 3)
-        view = self.watch(lambda view: view.closed_rounds >= third and _counted(view, key) > 0)
+        view = self.watch(
+            lambda view: view.closed_rounds >= third and _counted(view, key) > 0, keep_rounds=True
+        )
         at_round, known = view.closed_rounds, len(view.incidents)
         time.sleep(view.rounds[-1].duration_ms / 2000)  # so that it dies in the middle of its work
         pid = self.programs.kill(name)
@@ -222,14 +227,9 @@ class Demo:
             keep_rounds=True,
         )
         self.release()
-        view = self.watch(
-            lambda view: rejoined_round(view, key, at_round) is not None or view.phase == "finished"
-        )
+        view = self.watch(lambda view: rejoined_round(view, key, at_round) is not None)
         back = rejoined_round(view, key, at_round)
-        if back is None:
-            raise ManyhandsError(
-                f"the run was over before {name} was merged again: give it more than --rounds {self.options.rounds}"
-            )
+        assert back is not None
         self.screen.line(f"{name} is back: merged again in round {back}")
         return Killed(name=name, key=key, pid=pid, new_pid=new_pid, at_round=at_round, rejoined_round=back)
 
@@ -250,7 +250,9 @@ class Demo:
         return operator.load_key(self.directory / "server" / "keys" / "operator.key")
 
     def watch(self, until: Callable[[RunView], bool], *, keep_rounds: bool = False) -> RunView:
-        """Poll and show the run until `until(view)`; raises when a program dies, the run fails, or nothing moves.
+        """Poll and show the run until `until(view)`.
+
+        Raises when a program dies, the run fails or is over, or nothing moves.
 
         `keep_rounds`: pause the run before its last rounds (`hold`).
         """
@@ -268,6 +270,11 @@ class Demo:
                 return view
             if view.phase == "failed" or (view.phase == "paused" and not self._paused_by_us(view)):
                 raise WorkerError(f"the run is {view.phase}: {view.reason}")
+            if view.phase == "finished":
+                raise ManyhandsError(
+                    f"the run's {view.total_rounds} rounds were over before a client had been killed and merged "
+                    "again: give it more of them (--rounds N), or longer ones (local.steps=N)"
+                )
             if keep_rounds:
                 self.hold(view)
             self._refuse_stall((view.phase, view.closed_rounds, len(view.incidents), len(view.evaluations)))
