@@ -56,7 +56,7 @@ def _started(made: dict[str, Any]) -> ClientWorker:
     worker.open(
         made["descriptor"].model_dump(mode="json"), str(made["directory"]), "cpu", 1, None, allowed_tasks=[]
     )
-    worker.load(made["first_snapshot"], 0, made["fingerprint"], [])
+    worker.load(made["first_snapshot"], 0, [made["fingerprint"]], [])
     torch.set_num_threads(threads)
     return worker
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Claims, Closed, Closing, Held, Work
+from manyhands.coordination.types import Claims, Work
 from manyhands.engine.device import choose_device, use_threads
 from manyhands.engine.trainer import EngineTrainer, Progress
-from manyhands.errors import StorageError, UpdateError
+from manyhands.errors import StorageError
 from manyhands.node.workers.channel import Channel, open_channel
+from manyhands.node.workers.participant_worker import ParticipantWorker
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.tasks.registry import family_of
 from manyhands.updates.participant import Participant, load_public
@@ -24,17 +24,14 @@ from manyhands.updates.types import Abandoned
 PROGRESS_EVERY_S = 0.25
 
 _claims = TypeAdapter(Claims)
-_closed = TypeAdapter(Closed)
-_closings = TypeAdapter(tuple[Closing, ...])
 _work = TypeAdapter(Work)
 
 
-class ClientWorker:
-    """Operations that the node calls by name. Public and local state live here; the files are the node's."""
+class ClientWorker(ParticipantWorker):
+    """Public and local state live here; the files are the node's."""
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._participant: Participant | None = None
+        super().__init__(channel)
         self._working_on = ""
         self._started = 0.0
         self._told = 0.0
@@ -66,33 +63,22 @@ class ClientWorker:
         )
         return {"pid": os.getpid(), "threads": used, "device": str(chosen)}
 
-    def load(self, path: str, round: int, held: list[Any], settle: list[Any]) -> None:
-        """Public from a snapshot. The first time, local state too: what an earlier process has saved.
-
-        `settle`: closings before that snapshot, of which the local state may not have heard.
-        """
-        if self._participant is None:
-            plan = self._run.plan
-            self._participant = Participant(
-                plan,
-                self._run.parameters,
-                self._trainer,
-                load_public(Path(path)),
-                device=str(self._trainer.device),
-                micro_batch=self._trainer.micro_batch_size or 0,
-            )
-            self._load_local()
-        self._participant.load_public(Path(path), round, Held(*held))
-        self._participant.settle(_closings.validate_python(settle))
-
-    def _load_local(self) -> None:
-        """What an earlier process has saved; without it the work starts afresh, and its claims say so."""
-        try:
-            self._loaded().load_local(self._local_file)
-        except FileNotFoundError:
-            return
-        except StorageError as error:
-            print(f"local state is lost, starting afresh: {error}", flush=True)
+    def _made(self, snapshot: Path) -> Participant:
+        """With the local state of an earlier process; without one the claims say that work starts afresh."""
+        participant = Participant(
+            self._run.plan,
+            self._run.parameters,
+            self._trainer,
+            load_public(snapshot),
+            device=str(self._trainer.device),
+            micro_batch=self._trainer.micro_batch_size or 0,
+        )
+        if self._local_file.exists():
+            try:
+                participant.load_local(self._local_file)
+            except StorageError as error:
+                print(f"local state is lost, starting afresh: {error}", flush=True)
+        return participant
 
     def work(self, work: dict[str, Any], path: str) -> Any:
         """Do an assignment; its claims, or None if it was abandoned."""
@@ -124,22 +110,6 @@ class ClientWorker:
         kept = json.loads(self._claims_file.read_text())
         return kept["claims"] if kept["assignment"] == assignment else None
 
-    def close(self, closed: dict[str, Any], paths: list[str]) -> Held:
-        """Apply a closing; the fingerprints of what is held afterwards."""
-        body = _closed.validate_python(closed)
-        return self._loaded().close_with(body, [Path(path) for path in paths])
-
-    def check(self, path: str, norm: float) -> str:
-        """Why an update is not acceptable; empty if it is."""
-        try:
-            self._loaded().check(Path(path), norm)
-        except UpdateError as error:
-            return str(error)
-        return ""
-
-    def snapshot(self, path: str) -> Held:
-        return self._loaded().save_public(Path(path))
-
     @property
     def _local_file(self) -> Path:
         return self._directory / "local.safetensors"
@@ -147,10 +117,6 @@ class ClientWorker:
     @property
     def _claims_file(self) -> Path:
         return self._directory / "claims.json"
-
-    def _loaded(self) -> Participant:
-        assert self._participant is not None, "the node loads a snapshot first"
-        return self._participant
 
     def _progress(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -169,14 +135,8 @@ class ClientWorker:
         )
 
 
-def operations(worker: Any) -> dict[str, Callable[..., Any]]:
-    """What a client's worker answers to."""
-    return {name: getattr(worker, name) for name in ("open", "load", "work", "close", "check", "snapshot")}
-
-
 def main() -> None:
-    channel = open_channel()
-    channel.serve(operations(ClientWorker(channel)))
+    ClientWorker(open_channel()).serve()
 
 
 if __name__ == "__main__":
