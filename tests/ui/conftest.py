@@ -83,6 +83,14 @@ def until(ready: Callable[[], Any], what: str, *, within_s: float = 20) -> Any:
 
 
 @pytest.fixture(scope="session")
+def wait_for_answer() -> Callable[[str, float], None]:
+    """Wait until something answers at this address, for so many seconds at most."""
+    return lambda address, within_s: until(
+        lambda: answers(address), f"{address} to answer", within_s=within_s
+    )
+
+
+@pytest.fixture(scope="session")
 def still() -> Iterator[str]:
     """Address of a fake server on which nothing changes."""
     with _fake_server("still") as (address, _):
@@ -140,8 +148,8 @@ class Page:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         return None if "exceptionDetails" in result else result["result"].get("value")
 
-    def wait(self, expression: str) -> Any:
-        return until(lambda: self.value(expression), expression)
+    def wait(self, expression: str, *, within_s: float = 20) -> Any:
+        return until(lambda: self.value(expression), expression, within_s=within_s)
 
     def text(self, selector: str) -> str:
         return str(self.value(f"document.querySelector({selector!r})?.innerText ?? ''"))

@@ -14,8 +14,7 @@ is shown as None, since JSON has no word for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -31,6 +30,19 @@ MaybeLoss = Annotated[float | None, BeforeValidator(_finite)]
 
 class _View(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """From JSON; raises ProtocolError where the answer is something else."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the answer"
+            raise ProtocolError(
+                f"the server's account of a run does not fit: '{where}' {first['msg'].lower()}. "
+                "Server and client are of different versions: install the same manyhands on both."
+            ) from None
 
 
 class ClientView(_View):
@@ -125,23 +137,10 @@ class RunView(_View):
     incidents: tuple[IncidentView, ...] = ()
     evaluations: tuple[EvaluationView, ...] = ()
     checkpoint: str | None = None
-    loss_unit: str = "nats per token"
-    """Of training and validation loss; empty where the task has none."""
+    loss_unit: str = ""
+    """Of training and validation loss; empty where nothing is known of the task's."""
     started_ms: int
     now_ms: int
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> RunView:
-        """From JSON; raises ProtocolError where the answer is not a run's."""
-        try:
-            return cls.model_validate(dict(data))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the answer"
-            raise ProtocolError(
-                f"the server's account of a run does not fit: '{where}' {first['msg'].lower()}. "
-                "Server and client are of different versions: install the same manyhands on both."
-            ) from None
 
     def summary(self) -> RunSummary:
         last = self.rounds[-1].mean_loss if self.rounds else None

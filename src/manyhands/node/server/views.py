@@ -18,7 +18,7 @@ from manyhands.network.messages import Progress
 from manyhands.node.server.account import Account, Noted
 from manyhands.node.server.run_driver import clock_ms
 from manyhands.node.server.served_run import ServedRun
-from manyhands.node.server.sessions import Session, Sessions
+from manyhands.node.server.signed_in import Session, Sessions
 from manyhands.node.view import ClientView, RunView
 
 LOOK_EVERY_S = 0.5
@@ -113,6 +113,7 @@ class RunViews:
             total_rounds=plan.rounds.total,
             topology=plan.topology,
             preset=plan.preset,
+            loss_unit="nats per token" if plan.task.name == "language_model" else "",
             clients=tuple(self._client(run, key, noted.losses.get(key)) for key in state.clients),
             rounds=noted.rounds,
             incidents=noted.incidents,

@@ -61,7 +61,7 @@ export class LossChart {
     this.surface.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.surface.replaceChildren();
     if (!values.length) {
-      this.surface.append(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle", text: "The curve begins with the first closed round." }));
+      this.surface.append(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle", text: rounds.length ? "This run's clients report no loss." : "The curve begins with the first closed round." }));
       return;
     }
     const [low, high] = this.range(values);

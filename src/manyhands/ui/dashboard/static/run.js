@@ -168,7 +168,7 @@ function clientRow(c, heads) {
   const [words, color] = c.suspected && c.status === "ready" ? ["suspected", "warn"] : STATUS[c.status] ?? [c.status, ""];
   const number = (i, text, extra) => el("td", { class: "n", "data-head": heads[i], text }, extra ? [extra] : []);
   const merged = number(3, String(c.counted), c.uncounted ? el("small", { text: ` (${c.uncounted} not)` }) : null);
-  const heard = number(8, c.last_heard_ms === null ? "never" : "");
+  const heard = number(8, c.last_heard_ms === null ? "not connected" : "");
   if (c.last_heard_ms !== null) heard.dataset.heard = c.last_heard_ms;
   return el("tr", { class: ["ready", "catching_up"].includes(c.status) ? null : "gone" }, [
     el("td", {}, [
