@@ -19,7 +19,7 @@ from manyhands.coordination.machine import initial_state
 from manyhands.coordination.types import BlobRef, Joined, Left, Snapshot
 from manyhands.node.server import account
 from manyhands.node.server.run_driver import RunDriver
-from manyhands.node.server.sessions import Sessions
+from manyhands.node.server.signed_in import Sessions
 from manyhands.node.server.views import RunViews
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.plan.resolve import plan_hash

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
+from fastapi import HTTPException
+
+from manyhands.errors import ProtocolError
+from manyhands.identity.canonical import sign_document
+from manyhands.identity.keys import Identity, ephemeral
+from manyhands.node import operator
+from manyhands.node.server.http import Orders
+from manyhands.node.server.run_driver import clock_ms
 
 REFUSED, IDENTITY = 7, 5
 
@@ -115,3 +128,82 @@ def test_a_program_serves_and_joins(house: Any, dummy_plan: dict[str, Any]) -> N
     assert client.ended() == 0, client.text()
     assert client.text().strip().endswith("done")
     assert house.until_phase("finished")["closed_rounds"] == 2
+
+
+@pytest.fixture
+def strange_server() -> Iterator[Callable[[Any], str]]:
+    """answering(thing): the address of something that answers everything with that, as JSON."""
+    answers: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(answers[-1]).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    def answering(thing: Any) -> str:
+        answers.append(thing)
+        return f"127.0.0.1:{server.server_port}"
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield answering
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("answer", [None, 3, "x", {"runs": []}, [3], [{"run_id": "r"}], {"done": 3}])
+def test_who_answers_something_else_is_no_server(strange_server: Callable[[Any], str], answer: Any) -> None:
+    address = strange_server(answer)
+    identity = ephemeral()
+    asked: list[Callable[[], Any]] = [
+        lambda: operator.status(address),
+        lambda: operator.status(address, "run"),
+        lambda: operator.pause(address, "run", identity),
+    ]
+    for ask in asked:
+        with pytest.raises(ProtocolError, match=r"no manyhands server|does not fit"):
+            ask()
+
+
+# --------------------------------------------------------------------------------------- one order, once
+def _signed(identity: Identity, **changes: Any) -> bytes:
+    order = {"action": "resume", "run_id": "run", "issued_ms": clock_ms(), "nonce": "n", **changes}
+    made = operator.Order.parse(order)
+    signature = sign_document(identity, operator.ORDER_DOMAIN, made)
+    return json.dumps({"order": made.model_dump(), "signature": signature}).encode()
+
+
+def test_an_order_is_good_once_also_after_a_restart() -> None:
+    identity = ephemeral()
+    orders, given = Orders(identity.public), _signed(identity)
+    assert orders.checked(given, "run").action == "resume"
+    with pytest.raises(HTTPException, match="carried out already"):
+        orders.checked(given, "run")
+    orders.checked(_signed(identity, nonce="m"), "run")
+    time.sleep(0.002)
+    with pytest.raises(HTTPException, match="older than this server's start"):
+        Orders(identity.public).checked(given, "run")
+
+
+def test_orders_that_are_not_for_here() -> None:
+    identity = ephemeral()
+    orders = Orders(identity.public)
+    for given, word in (
+        (_signed(identity, run_id="other"), "another run"),
+        (_signed(identity, issued_ms=clock_ms() - 61_000), "too old"),
+        (_signed(ephemeral()), "not signed"),
+        (b"[]", "not an order"),
+    ):
+        with pytest.raises(HTTPException, match=word):
+            orders.checked(given, "run")

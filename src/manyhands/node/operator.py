@@ -55,13 +55,12 @@ def status(address: str, run_id: str | None = None) -> RunView | list[RunSummary
     """One run's account, or a line on each run of the server."""
     if run_id is not None:
         return RunView.parse(_request("GET", address, f"/api/runs/{run_id}"))
-    return [RunSummary.model_validate(row) for row in _request("GET", address, "/api/runs")]
+    return [RunSummary.parse(row) for row in _rows(address, "/api/runs")]
 
 
 def ledger(address: str, run_id: str) -> list[dict[str, Any]]:
     """Who was assigned, contributed, was merged or not and why, for each round."""
-    rows: list[dict[str, Any]] = _request("GET", address, f"/api/runs/{run_id}/ledger")
-    return rows
+    return _rows(address, f"/api/runs/{run_id}/ledger")
 
 
 def pause(address: str, run_id: str, operator: Identity, reason: str = "") -> str:
@@ -104,7 +103,21 @@ def _order(
         nonce=new_nonce(),
     )
     document = {"order": order.model_dump(), "signature": sign_document(operator, ORDER_DOMAIN, order)}
-    return str(_request("POST", address, f"/api/runs/{run_id}/orders", document)["done"])
+    answer = _request("POST", address, f"/api/runs/{run_id}/orders", document)
+    if not isinstance(answer, dict) or not isinstance(answer.get("done"), str):
+        raise _no_server(address, f"its answer to an order is {str(answer)[:80]}")
+    return str(answer["done"])
+
+
+def _rows(address: str, path: str) -> list[dict[str, Any]]:
+    answer = _request("GET", address, path)
+    if not isinstance(answer, list) or not all(isinstance(row, dict) for row in answer):
+        raise _no_server(address, f"its {path} is {str(answer)[:80]}")
+    return answer
+
+
+def _no_server(address: str, why: str) -> ProtocolError:
+    return ProtocolError(f"what answers at {address} is no manyhands server of this version: {why}")
 
 
 def _request(method: str, address: str, path: str, document: Any = None) -> Any:
@@ -128,7 +141,7 @@ async def _ask(method: str, address: str, path: str, document: Any) -> Any:
             "this its host:port?"
         ) from None
     except ValueError as error:
-        raise ProtocolError(f"what answers at {address} is no manyhands server: {error}") from None
+        raise _no_server(address, str(error)) from None
 
 
 def _reason(answer: Any, status_code: int) -> str:

@@ -22,7 +22,7 @@ from manyhands.node.operator import ORDER_DOMAIN, ORDER_LIFETIME_MS, Order
 from manyhands.node.server.limits import bearer_token, declared_bytes
 from manyhands.node.server.run_driver import clock_ms
 from manyhands.node.server.served_run import ServedRun
-from manyhands.node.server.sessions import Session, Sessions
+from manyhands.node.server.signed_in import Session, Sessions
 from manyhands.node.server.views import RunViews
 
 
@@ -60,9 +60,40 @@ class BlobGuard:
         return session
 
 
+class Orders:
+    """What the operator orders, each order once.
+
+    Those of before this server's start are refused: another server may have carried them out.
+    """
+
+    def __init__(self, operator_public: str) -> None:
+        self._operator, self._since_ms = operator_public, clock_ms()
+        self._used: dict[str, int] = {}
+
+    def checked(self, body: bytes, run_id: str) -> Order:
+        """Raises HTTPException 400 or 403."""
+        try:
+            document = json.loads(body)
+            order, signature = Order.parse(document["order"], where="order"), str(document["signature"])
+        except (ValueError, KeyError, TypeError, ManyhandsError) as error:
+            raise HTTPException(400, f"not an order: {error}") from None
+        if not verify_document(self._operator, ORDER_DOMAIN, order, signature):
+            raise HTTPException(403, "this order is not signed by the operator's key of this server")
+        now = clock_ms()
+        if order.run_id != run_id or abs(now - order.issued_ms) > ORDER_LIFETIME_MS:
+            raise HTTPException(403, "this order is for another run, or too old: are the clocks right?")
+        if order.issued_ms < self._since_ms:
+            raise HTTPException(403, "this order is older than this server's start: give it again")
+        self._used = {nonce: at for nonce, at in self._used.items() if now - at <= 2 * ORDER_LIFETIME_MS}
+        if order.nonce in self._used:
+            raise HTTPException(403, "this order was carried out already")
+        self._used[order.nonce] = now
+        return order
+
+
 def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: str) -> APIRouter:
     router = APIRouter(prefix="/api")
-    used_orders: dict[str, int] = {}
+    orders = Orders(operator_public)
 
     def run_of(run_id: str) -> ServedRun:
         run = runs.get(run_id)
@@ -99,7 +130,7 @@ def api_routes(runs: Mapping[str, ServedRun], views: RunViews, operator_public: 
     @router.post("/runs/{run_id}/orders")
     async def order(run_id: str, request: Request) -> dict[str, str]:
         run = run_of(run_id)
-        given = _checked_order(await _small_body(request), run_id, operator_public, used_orders)
+        given = orders.checked(await _small_body(request), run_id)
         return {"done": await _carry_out(run, given)}
 
     return router
@@ -115,25 +146,6 @@ async def _small_body(request: Request) -> bytes:
     except ClientDisconnect:
         raise HTTPException(400, "an order that was cut off") from None
     return body
-
-
-def _checked_order(body: bytes, run_id: str, operator: str, used: dict[str, int]) -> Order:
-    try:
-        document = json.loads(body)
-        order, signature = Order.parse(document["order"], where="order"), str(document["signature"])
-    except (ValueError, KeyError, TypeError, ManyhandsError) as error:
-        raise HTTPException(400, f"not an order: {error}") from None
-    if not verify_document(operator, ORDER_DOMAIN, order, signature):
-        raise HTTPException(403, "this order is not signed by the operator's key of this server")
-    now = clock_ms()
-    if order.run_id != run_id or abs(now - order.issued_ms) > ORDER_LIFETIME_MS:
-        raise HTTPException(403, "this order is for another run, or too old: are the clocks right?")
-    for nonce in [nonce for nonce, at in used.items() if now - at > 2 * ORDER_LIFETIME_MS]:
-        del used[nonce]
-    if order.nonce in used:
-        raise HTTPException(403, "this order was carried out already")
-    used[order.nonce] = now
-    return order
 
 
 async def _carry_out(run: ServedRun, order: Order) -> str:

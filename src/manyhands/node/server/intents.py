@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from manyhands.coordination.newcomers import fingerprint_at
 from manyhands.coordination.presence import is_live
@@ -34,10 +33,8 @@ from manyhands.coordination.types import (
 from manyhands.errors import BlobError, Refused, UpdateError
 from manyhands.identity.contributions import check_contribution, commit
 from manyhands.network.messages import MAX_REASON, IntentBody, Opening, SnapshotOffer, plain_text
+from manyhands.node.server.signed_in import Session
 from manyhands.plan.wire import Schema, check_header, snapshot_schema
-
-if TYPE_CHECKING:
-    from manyhands.node.server.sessions import Session
 
 
 async def carry_out(session: Session, body: IntentBody) -> None:

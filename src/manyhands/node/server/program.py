@@ -39,7 +39,8 @@ from manyhands.node.server.preparation import find_run, prepare_run
 from manyhands.node.server.retention import forget_old_blobs
 from manyhands.node.server.run_driver import RunDriver
 from manyhands.node.server.served_run import ServedRun
-from manyhands.node.server.sessions import Sessions, serve_client
+from manyhands.node.server.sessions import serve_client
+from manyhands.node.server.signed_in import Sessions
 from manyhands.node.server.views import RunViews
 from manyhands.node.signals import stop_requested
 from manyhands.node.worker_process import SILENCE_S

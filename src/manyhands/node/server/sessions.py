@@ -12,7 +12,6 @@ import asyncio
 import logging
 import secrets
 import time
-from dataclasses import dataclass, field
 
 from fastapi import WebSocket, WebSocketDisconnect
 
@@ -32,16 +31,15 @@ from manyhands.network.messages import (
     Heartbeat,
     Hello,
     Intent,
-    Progress,
     Proof,
     Rejected,
     Welcome,
 )
 from manyhands.network.sign_in import challenge, check_proof
 from manyhands.node.server.intents import carry_out, give_up
-from manyhands.node.server.limits import Announced, MessageRate, SigningIn
 from manyhands.node.server.run_driver import Delivery, Mailbox, clock_ms
 from manyhands.node.server.served_run import ServedRun
+from manyhands.node.server.signed_in import Session, Sessions
 
 SITUATION = 1 << 30
 """Deliveries (sequence, SITUATION + k) tell the situation after that event; the last of them is SITUATION_END. Who
@@ -49,43 +47,6 @@ has seen that one has seen all of it; who was cut off before is told again."""
 SITUATION_END = (1 << 31) - 1
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class Session:
-    """A signed-in client. `announced`: blobs that it may upload now."""
-
-    client: str
-    boot: str
-    token: str
-    run: ServedRun
-    socket: WebSocket
-    announced: Announced = field(default_factory=Announced)
-    rate: MessageRate = field(default_factory=MessageRate)
-    progress: Progress = field(default_factory=Progress)
-    last_heard_ms: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Sessions:
-    """All live sessions of a server, by token and by (run, client)."""
-
-    by_token: dict[str, Session] = field(default_factory=dict)
-    by_client: dict[tuple[str, str], Session] = field(default_factory=dict)
-    signing_in: SigningIn = field(default_factory=SigningIn)
-
-    def add(self, session: Session) -> None:
-        self.by_token[session.token] = session
-        self.by_client[session.run.run_id, session.client] = session
-
-    def remove(self, session: Session) -> bool:
-        """True if it was still the session of its client."""
-        self.by_token.pop(session.token, None)
-        key = (session.run.run_id, session.client)
-        if self.by_client.get(key) is session:
-            del self.by_client[key]
-            return True
-        return False
 
 
 async def serve_client(
