@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,25 @@ import torch
 from manyhands.engine import checkpoint
 from manyhands.engine.checkpoint import (
     Cursor,
+    Saver,
     Training,
     checkpoints,
     find_checkpoint,
     load_checkpoint,
     publish,
-    save_checkpoint,
 )
 from manyhands.engine.optimizer import build_optimizer, state_of
-from manyhands.engine.step import training_step
+from manyhands.engine.parallel import Parallelized
+from manyhands.engine.step import Step, training_step
 from manyhands.errors import Refused, StorageError
 
 HASH = "a1" * 32
+STATE_FILE = f"{checkpoint.STATE}/state.safetensors"
+
+
+def take_step(task: Any, model: torch.nn.Module, batches: Any, **more: Any) -> Step:
+    """On one device."""
+    return training_step(task, Parallelized.whole(model), batches, **more)
 
 
 class Killed(BaseException):
@@ -38,8 +45,14 @@ def training_of(world: Any, steps: int = 2) -> Training:
     model = task.build_model()
     optimizer = build_optimizer(world.plan.local.optimizer, model)
     for i in range(steps):
-        training_step(task, model, [task.batch(np.arange(4) + i)], optimizer=optimizer, learning_rate=1e-2)
-    return Training(model=model, optimizer=optimizer, device=torch.device("cpu"))
+        training_step(
+            task,
+            Parallelized.whole(model),
+            [task.batch(np.arange(4) + i)],
+            optimizer=optimizer,
+            learning_rate=1e-2,
+        )
+    return Training(model=model, optimizer=optimizer)
 
 
 def contents(training: Training) -> dict[str, torch.Tensor]:
@@ -50,24 +63,22 @@ def contents(training: Training) -> dict[str, torch.Tensor]:
 def save(world: Any, directory: Path, step: int, training: Training | None = None, **more: Any) -> Path:
     training = training or training_of(world)
     cursor = Cursor(step=step, sample=step * 4)
-    return save_checkpoint(directory, training, cursor, plan_hash=HASH, task=world.task(), **more)
+    saver = Saver(directory, world.task(), plan_hash=HASH, **more)
+    try:
+        return saver.save(training, cursor)
+    finally:
+        saver.close()
 
 
 def test_everything_comes_back(world: Any, tmp_path: Path, same: Any) -> None:
     training = training_of(world)
-    torch.manual_seed(5)
-    np.random.seed(6)
-    random.seed(7)
-    random.gauss(0, 1)
     saved = contents(training)
     path = save(world, tmp_path, 12, training)
-    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.gauss(0, 1), random.random())
 
     other = training_of(world, steps=1)
     assert not same(contents(other), saved)
     assert load_checkpoint(path, other, plan_hash=HASH) == Cursor(step=12, sample=48)
     assert same(contents(other), saved)
-    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.gauss(0, 1), random.random()) == drawn
 
 
 def test_what_a_person_keeps_is_in_the_same_directory(world: Any, tmp_path: Path) -> None:
@@ -173,15 +184,15 @@ def test_a_full_disk_is_an_error_that_leaves_the_old_one(
 
 def test_a_broken_checkpoint_says_so(world: Any, tmp_path: Path) -> None:
     path = save(world, tmp_path, 12)
-    tensors, record = (path / checkpoint.TENSORS).read_bytes(), (path / checkpoint.RECORD).read_text()
-    (path / checkpoint.TENSORS).write_bytes(tensors[:-9])
-    with pytest.raises(StorageError, match=r"training\.safetensors.*resume from another"):
+    tensors, record = (path / STATE_FILE).read_bytes(), (path / checkpoint.RECORD).read_text()
+    (path / STATE_FILE).write_bytes(tensors[:-9])
+    with pytest.raises(StorageError, match=r"state: .*resume from another"):
         load_checkpoint(path, training_of(world), plan_hash=HASH)
-    (path / checkpoint.TENSORS).write_bytes(tensors)
+    (path / STATE_FILE).write_bytes(tensors)
     for text, message in (
         (record[:40], r"training\.json.*resume from another"),
-        (json.dumps({"version": 1}), "plan_hash|step"),
-        (record.replace('"version": 1', '"version": 9'), "format version 9, this program reads 1"),
+        (json.dumps({"version": 2}), "plan_hash|step"),
+        (record.replace('"version": 2', '"version": 9'), "format version 9, this program reads 2"),
         (record.replace('"step": 12', '"step": "x"'), "wrong type"),
     ):
         (path / checkpoint.RECORD).write_text(text)
@@ -192,6 +203,47 @@ def test_a_broken_checkpoint_says_so(world: Any, tmp_path: Path) -> None:
 def test_a_directory_without_checkpoints_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no checkpoint in"):
         find_checkpoint(tmp_path)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    world: Any, tmp_path: Path, same: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is saved is the state at the call, and the next save waits for the last one."""
+    training, may_write = training_of(world), threading.Event()
+    saved, original = contents(training), checkpoint.save_file
+
+    def slow(*args: Any) -> None:
+        assert may_write.wait(30)
+        original(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    saver = Saver(tmp_path, world.task(), plan_hash=HASH, asynchronous=True)
+    path = saver.save(training, Cursor(step=12, sample=48))
+    assert not path.exists()
+    with torch.no_grad():
+        for parameter in training.model.parameters():
+            parameter.add_(1.0)
+    may_write.set()
+    saver.save(training, Cursor(step=13, sample=52))
+    assert path.is_dir()
+    saver.close()
+    other = training_of(world, steps=1)
+    load_checkpoint(path, other, plan_hash=HASH)
+    assert same(contents(other), saved)
+
+
+def test_a_save_in_the_background_that_failed_is_told_by_the_next(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    saver = Saver(tmp_path, world.task(), plan_hash=HASH, asynchronous=True)
+    saver.save(training_of(world), Cursor(step=12, sample=48))
+    with pytest.raises(StorageError, match=r"step-00000012.*No space left"):
+        saver.wait()
+    saver.close()
 
 
 def test_publish_writes_once_and_points_to_it(world: Any, tmp_path: Path) -> None:

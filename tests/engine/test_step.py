@@ -9,9 +9,15 @@ import torch.nn.functional as F
 
 from manyhands.data.ranges import indices_of, ranges_between
 from manyhands.engine.optimizer import build_optimizer
-from manyhands.engine.step import Steering, training_step
+from manyhands.engine.parallel import Parallelized
+from manyhands.engine.step import Steering, Step, training_step
 from manyhands.engine.trainer import load_weights
 from manyhands.updates.types import Abandoned
+
+
+def take_step(task: Any, model: torch.nn.Module, batches: Any, **more: Any) -> Step:
+    """On one device."""
+    return training_step(task, Parallelized.whole(model), batches, **more)
 
 
 def loaded(world: Any) -> tuple[Any, torch.nn.Module]:
@@ -36,7 +42,14 @@ def test_twenty_steps_equal_a_bare_loop_bit_for_bit(world: Any) -> None:
     ours = []
     for chosen, rate in zip(indices, rates, strict=True):
         batches = [task.batch(chosen)]
-        step = training_step(task, model, batches, optimizer=optimizer, learning_rate=rate, steering=steering)
+        step = training_step(
+            task,
+            Parallelized.whole(model),
+            batches,
+            optimizer=optimizer,
+            learning_rate=rate,
+            steering=steering,
+        )
         ours.append(float(step.loss))
 
     _, bare = loaded(world)
@@ -69,10 +82,10 @@ def test_twenty_steps_equal_a_bare_loop_bit_for_bit(world: Any) -> None:
 
 def test_micro_batches_of_unequal_size_give_the_mean_over_all(world: Any) -> None:
     task, model = loaded(world)
-    whole = training_step(task, model, [task.batch(np.arange(7))], optimizer=None)
+    whole = take_step(task, model, [task.batch(np.arange(7))], optimizer=None)
     expected = gradients(model)
     parts = [task.batch(np.arange(7)[part]) for part in (slice(0, 2), slice(2, 3), slice(3, 7))]
-    split = training_step(task, model, parts, optimizer=None)
+    split = take_step(task, model, parts, optimizer=None)
     assert split.count == whole.count == 7 * 16
     assert float(split.loss) == pytest.approx(float(whole.loss), rel=1e-6)
     for one, other in zip(gradients(model), expected, strict=True):
@@ -82,19 +95,19 @@ def test_micro_batches_of_unequal_size_give_the_mean_over_all(world: Any) -> Non
 def test_correction_and_proximal_term_join_the_gradient_before_clipping(world: Any) -> None:
     task, model = loaded(world)
     batch = task.batch(np.arange(4))
-    training_step(task, model, [batch], optimizer=None)
+    take_step(task, model, [batch], optimizer=None)
     plain = gradients(model)
     correction = [torch.full_like(p, 0.01) for p in model.parameters()]
     anchor = [p.detach() - 0.5 for p in model.parameters()]
     steering = Steering(correction=correction, anchor=anchor, proximal=0.2)
-    training_step(task, model, [batch], optimizer=None, steering=steering)
+    take_step(task, model, [batch], optimizer=None, steering=steering)
     for steered, gradient in zip(gradients(model), plain, strict=True):
         torch.testing.assert_close(steered, gradient + 0.01 + 0.2 * 0.5, rtol=1e-4, atol=1e-5)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = [p.detach().clone() for p in model.parameters()]
     steering = Steering(correction=correction, anchor=anchor, proximal=0.2, clip_norm=0.25)
-    step = training_step(task, model, [batch], optimizer=optimizer, learning_rate=1.0, steering=steering)
+    step = take_step(task, model, [batch], optimizer=optimizer, learning_rate=1.0, steering=steering)
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters(), strict=True)])
     assert float(moved.detach().norm()) == pytest.approx(0.25, rel=1e-4)
     assert step.gradient_norm is not None
@@ -105,7 +118,7 @@ def test_without_clipping_there_is_no_norm_and_the_rate_is_the_one_given(world: 
     task, model = loaded(world)
     optimizer = torch.optim.SGD(model.parameters(), lr=123.0)
     before = [p.detach().clone() for p in model.parameters()]
-    step = training_step(task, model, [task.batch(np.arange(2))], optimizer=optimizer, learning_rate=0.5)
+    step = take_step(task, model, [task.batch(np.arange(2))], optimizer=optimizer, learning_rate=0.5)
     assert step.gradient_norm is None
     for start, end in zip(before, model.parameters(), strict=True):
         assert torch.equal(start - 0.5 * end.grad, end)
@@ -123,20 +136,27 @@ def test_abandoned_work_ends_between_micro_batches_and_leaves_the_weights(world:
 
     micro_batches = (task.batch(np.array([i])) for i in range(8))
     with pytest.raises(Abandoned):
-        training_step(task, model, micro_batches, optimizer=optimizer, learning_rate=1.0, abandoned=abandoned)
+        training_step(
+            task,
+            Parallelized.whole(model),
+            micro_batches,
+            optimizer=optimizer,
+            learning_rate=1.0,
+            abandoned=abandoned,
+        )
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     # What was left in .grad does not leak into the next step.
-    training_step(task, model, [task.batch(np.arange(3))], optimizer=None)
+    take_step(task, model, [task.batch(np.arange(3))], optimizer=None)
     after = gradients(model)
     _, fresh = loaded(world)
-    training_step(task, fresh, [task.batch(np.arange(3))], optimizer=None)
+    take_step(task, fresh, [task.batch(np.arange(3))], optimizer=None)
     assert all(torch.equal(a, b) for a, b in zip(after, gradients(fresh), strict=True))
 
 
 def test_bf16_is_near_fp32_and_keeps_fp32_gradients(world: Any) -> None:
     task, model = loaded(world)
-    full = training_step(task, model, [task.batch(np.arange(8))], optimizer=None)
-    half = training_step(task, model, [task.batch(np.arange(8))], optimizer=None, precision="bf16")
+    full = take_step(task, model, [task.batch(np.arange(8))], optimizer=None)
+    half = take_step(task, model, [task.batch(np.arange(8))], optimizer=None, precision="bf16")
     assert float(half.loss) != float(full.loss)
     assert float(half.loss) == pytest.approx(float(full.loss), rel=0.01)
     assert all(g.dtype == torch.float32 for g in gradients(model))

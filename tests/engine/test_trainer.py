@@ -9,11 +9,17 @@ import torch
 
 from manyhands.data.ranges import indices_of
 from manyhands.engine.optimizer import build_optimizer
-from manyhands.engine.step import Steering, training_step
+from manyhands.engine.parallel import Parallelized
+from manyhands.engine.step import Steering, Step, training_step
 from manyhands.engine.trainer import EngineTrainer, Progress, load_weights
 from manyhands.errors import PlanError, WorkerError
 from manyhands.plan.schema import Data
 from manyhands.updates.types import Abandoned, Trainer
+
+
+def take_step(task: Any, model: torch.nn.Module, batches: Any, **more: Any) -> Step:
+    """On one device."""
+    return training_step(task, Parallelized.whole(model), batches, **more)
 
 
 def test_it_is_a_trainer(world: Any) -> None:
@@ -52,7 +58,14 @@ def test_the_work_is_what_a_hand_written_loop_does(world: Any) -> None:
     for i in range(3):
         batch = task.batch(indices[4 * i : 4 * i + 4])
         rate = terms.learning_rates[i]
-        step = training_step(task, model, [batch], optimizer=optimizer, learning_rate=rate, steering=steering)
+        step = training_step(
+            task,
+            Parallelized.whole(model),
+            [batch],
+            optimizer=optimizer,
+            learning_rate=rate,
+            steering=steering,
+        )
         losses.append(float(step.loss))
     assert done.loss == pytest.approx(sum(losses) / 3, rel=1e-12)
     for name, parameter in model.named_parameters():

@@ -149,7 +149,7 @@ def test_one_client_of_fedsgd_is_training_on_one_machine(make_plan: MakePlan, tm
     )
 
     simulated = simulate(federated, 1)
-    trained = train(alone, tmp_path, device="cpu")
+    trained = train(alone, tmp_path)
 
     assert simulated.first_loss == trained.validation_loss_before
     assert simulated.last_loss == pytest.approx(trained.validation_loss_after, rel=1e-4)

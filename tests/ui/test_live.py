@@ -139,7 +139,7 @@ def test_train_lines(capsys: pytest.CaptureFixture[str]) -> None:
     events = [
         {"kind": "loading", "text": "loading torch"},
         {"kind": "preparing", "task": "language_model"},
-        {"kind": "evaluated", "step": 0, "loss": 6.9},
+        {"kind": "evaluation", "step": 0, "set": "validation", "loss": 6.9},
         {"kind": "step", "step": 10, "steps": 20, "loss": 5.5, "tokens_per_s": 1234.5},
         {"kind": "saved", "step": 20, "checkpoint": "/x"},
         {"kind": "interrupted", "step": 20},

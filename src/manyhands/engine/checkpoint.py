@@ -3,41 +3,48 @@
     checkpoints/
         latest                      the name of the newest one, for people and scripts
         step-00000300/
-            training.json           version, plan hash, step, data cursor, Python's and numpy's generators
-            training.safetensors    weights/<parameter>, optimizer/<key>/<parameter>, generator/<device>
+            training.json           version, plan hash, step, data cursor
+            state/*.safetensors     weights/<parameter>, optimizer/<key>/<parameter>: one file, or where the model is
+                                    sharded one for each process, by torch.distributed.checkpoint
             ...                     the task's own form (language model: what transformers loads)
         round-00000012/             of a networked run: the task's own form of public after 12 closings
 
 Invariants: a checkpoint is written aside, synced and renamed, so a directory named step-* or round-* is whole; a
 kill at any moment loses at most the one being written. The newest is the one with the highest number, whatever
-`latest` says. An older one is removed only after a newer one is complete. Nothing is pickled.
+`latest` says. An older one is removed only after a newer one is complete. Nothing is pickled. The generators need no
+place here: they are seeded at every step. Any number of processes can go on from what another number has saved.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.tensor import DTensor
 
-from manyhands.engine.optimizer import restore_state, state_of
-from manyhands.engine.trainer import load_weights
+from manyhands.engine.optimizer import create_state
+from manyhands.engine.world import ALONE, World
 from manyhands.errors import Refused, StorageError
 from manyhands.tasks.protocol import Task
 
-VERSION = 1
+VERSION = 2
 LATEST = "latest"
-RECORD, TENSORS = "training.json", "training.safetensors"
+RECORD, STATE = "training.json", "state"
 
 _NAME = re.compile(r"^step-(\d{8,})$")
 _PARTIAL = re.compile(r"^\.(step|round)-\d{8,}\.partial-\d+$")
@@ -53,26 +60,139 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is saved and restored in place: model, optimizer, and the global generators beside them."""
+    """What is saved, and restored in place. The tensors of both may be sharded over `world`."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    device: torch.device
+    world: World = ALONE
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of the model and the optimizer themselves, by their names in a checkpoint."""
+        tensors = {f"weights/{name}": p.detach() for name, p in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer/{key}/{name}"] = value.detach()
+        return tensors
 
 
-def save_checkpoint(
-    directory: Path, training: Training, cursor: Cursor, *, plan_hash: str, task: Task, keep: int = 2
-) -> Path:
-    """Write the checkpoint of `cursor.step` below `directory`, then remove all but the newest `keep`.
+class Saver:
+    """Writes checkpoints of one training; asynchronously, the next save waits for the last one.
 
-    A checkpoint of that step which is already there is kept as it is: training is repeatable, so it is the
-    same. Raises StorageError if the disk does not take it; what was there before is then untouched.
+    All ranks call the same methods in the same order; rank 0 gives a checkpoint its name.
     """
-    name = f"step-{cursor.step:08}"
-    _write_aside(directory, name, lambda partial: _write(partial, training, cursor, plan_hash, task))
-    for old in checkpoints(directory)[: -max(1, keep)]:
-        _remove(old)
-    return directory / name
+
+    def __init__(
+        self, directory: Path, task: Task, *, plan_hash: str, keep: int = 2, asynchronous: bool = False
+    ) -> None:
+        self._directory, self._task, self._plan_hash, self._keep = directory, task, plan_hash, keep
+        self._asynchronous = asynchronous
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def save(self, training: Training, cursor: Cursor) -> Path:
+        """Take the checkpoint of `cursor.step` and write it, then remove all but the newest `keep`.
+
+        A checkpoint of that step which is already there is kept as it is: training is repeatable, so it is the same.
+        Returns where it will be. Raises StorageError if the disk does not take it, or did not take the one before;
+        what was there before is then untouched.
+        """
+        self.wait()
+        path = self._directory / f"step-{cursor.step:08}"
+        if training.world.told(path.is_dir()):
+            if training.world.leads:
+                _point_to(self._directory, path.name)
+            return path
+        write = self._staged(training, cursor, path.name)
+        self._last = self._writer.submit(write)
+        if not self._asynchronous:
+            self.wait()
+        return path
+
+    def wait(self) -> None:
+        """Until the last save is on the disk. Raises StorageError if it is not."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Wait for the last save, whatever came of it, and end the thread."""
+        self._writer.shutdown()
+
+    def _staged(self, training: Training, cursor: Cursor, name: str) -> Callable[[], None]:
+        """Copies of everything, so that training can go on; and what writes them, for the thread."""
+        world = training.world
+        weights = _whole_weights(training.model, world)
+        record = {
+            "version": VERSION,
+            "plan_hash": self._plan_hash,
+            "step": cursor.step,
+            "sample": cursor.sample,
+            "ranks": world.size,
+        }
+        tensors = training.tensors()
+        if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+            return self._staged_shards(world, tensors, weights, record, name)
+        if not world.leads:
+            return lambda: None
+        rest = {key: tensor.to("cpu", copy=True) for key, tensor in tensors.items() if key[:8] != "weights/"}
+        state = {f"weights/{key}": tensor for key, tensor in weights.items()} | rest
+
+        def fill(partial: Path) -> None:
+            (partial / STATE).mkdir()
+            save_file(state, partial / STATE / "state.safetensors")
+            self._write_rest(partial, weights, record)
+
+        return lambda: self._finish(name, fill)
+
+    def _staged_shards(
+        self,
+        world: World,
+        tensors: dict[str, torch.Tensor],
+        weights: dict[str, torch.Tensor],
+        record: dict[str, Any],
+        name: str,
+    ) -> Callable[[], None]:
+        """As `_staged`, where each process writes its part, to a directory that all of them see."""
+        aside = self._directory / f".{name}.partial-{world.told(os.getpid())}"
+        if world.leads:
+            _make_room(self._directory)
+            (aside / STATE).mkdir(parents=True, exist_ok=True)
+        world.barrier()
+        writer = HuggingFaceStorageWriter(str(aside / STATE), save_distributed=True)
+        saved = async_save(tensors, storage_writer=writer, process_group=world.background)
+        assert isinstance(saved, Future)
+
+        def write() -> None:
+            try:
+                saved.result()
+            except Exception as error:
+                raise _not_written(self._directory / name, error) from error
+            if world.leads:
+                self._finish(name, lambda partial: self._write_rest(partial, weights, record), aside)
+
+        return write
+
+    def _write_rest(self, partial: Path, weights: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        self._task.save_pretrained(weights, partial)
+        (partial / RECORD).write_text(json.dumps(record, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _finish(self, name: str, fill: Callable[[Path], None], partial: Path | None = None) -> None:
+        _write_aside(self._directory, name, fill, partial)
+        for old in checkpoints(self._directory)[: -max(1, self._keep)]:
+            _remove(old)
+
+
+def _whole_weights(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor]:
+    """Copies of the parameters on the CPU of rank 0, whole; all ranks take part where they are sharded."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach()
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        if world.leads:
+            weights[name] = tensor.to("cpu", copy=True).contiguous()
+    return weights
 
 
 def publish(task: Task, model: torch.nn.Module, directory: Path, round_number: int) -> Path:
@@ -85,32 +205,40 @@ def publish(task: Task, model: torch.nn.Module, directory: Path, round_number: i
     return directory / name
 
 
-def _write_aside(directory: Path, name: str, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a directory that then appears at once under `name`, and point `latest` to it."""
-    partial = directory / f".{name}.partial-{os.getpid()}"
+def _write_aside(
+    directory: Path, name: str, write: Callable[[Path], None], partial: Path | None = None
+) -> None:
+    """Let `write` fill a directory that then appears at once under `name`, and point `latest` to it.
+
+    partial: that directory, where something is in it already.
+    """
+    aside = partial or directory / f".{name}.partial-{os.getpid()}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _sweep(directory)
+        if partial is None:
+            _make_room(directory)
         if not (directory / name).is_dir():
-            partial.mkdir()
-            write(partial)
-            for file in sorted(partial.rglob("*")):
+            aside.mkdir(exist_ok=partial is not None)
+            write(aside)
+            for file in sorted(aside.rglob("*")):
                 _sync(file)
-            _sync(partial)
-            partial.rename(directory / name)
+            _sync(aside)
+            aside.rename(directory / name)
             _sync(directory)
         _point_to(directory, name)
     except (OSError, SafetensorError) as error:  # a full disk meets the one or the other
-        shutil.rmtree(partial, ignore_errors=True)
-        raise StorageError(f"checkpoint {directory / name}: {error}; free space and try again") from error
+        shutil.rmtree(aside, ignore_errors=True)
+        raise _not_written(directory / name, error) from error
+
+
+def _not_written(path: Path, error: Exception) -> StorageError:
+    return StorageError(f"checkpoint {path}: {error}; free space and try again")
 
 
 def load_checkpoint(path: Path, training: Training, *, plan_hash: str) -> Cursor:
-    """Restore model, optimizer and generators from a checkpoint, to the last bit.
+    """Restore model and optimizer from a checkpoint, to the last bit, whatever number of processes saved it.
 
-    `path` is a checkpoint or a directory of them (then the newest). Raises StorageError for one that is
-    missing or broken, Refused for one of another plan; the model may then be partly overwritten, the files
-    never are.
+    `path` is a checkpoint or a directory of them (then the newest). Raises StorageError for one that is missing or
+    broken, Refused for one of another plan; the model may then be partly overwritten, the files never are.
     """
     path = find_checkpoint(path)
     record = _record(path)
@@ -119,13 +247,25 @@ def load_checkpoint(path: Path, training: Training, *, plan_hash: str) -> Cursor
             f"checkpoint {path} belongs to plan {record['plan_hash'][:16]}..., this plan is {plan_hash[:16]}...: "
             "resume with the plan it was made with, or start afresh in another directory"
         )
+    reader = HuggingFaceStorageReader(str(path / STATE))
     try:
-        tensors = load_file(path / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"checkpoint {path / TENSORS}: {error}; resume from another checkpoint") from error
-    load_weights(training.model, _below(tensors, "weights/"))
-    restore_state(training.optimizer, training.model, _below(tensors, "optimizer/"))
-    _restore_generators(record, _below(tensors, "generator/"), training.device)
+        saved = set(reader.read_metadata().state_dict_metadata)
+        create_state(training.optimizer)
+        if not any(name.startswith("optimizer/") for name in saved):
+            training.optimizer.state.clear()
+        wanted = training.tensors()
+        if wanted.keys() != saved:
+            odd = min(wanted.keys() ^ saved)
+            side = "model" if odd in wanted else "checkpoint"
+            raise StorageError(
+                f"checkpoint {path}: {odd!r} is only in the {side}; resume with the program and the plan it was made "
+                "with"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it should be
+            load(wanted, storage_reader=reader, no_dist=training.world.size == 1)
+    except (OSError, SafetensorError, ValueError, KeyError, CheckpointException) as error:
+        raise StorageError(f"checkpoint {path / STATE}: {error}; resume from another checkpoint") from error
     return Cursor(step=record["step"], sample=record["sample"])
 
 
@@ -151,27 +291,6 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def _write(partial: Path, training: Training, cursor: Cursor, plan_hash: str, task: Task) -> None:
-    kept = weights_of(training.model)
-    task.save_pretrained(kept, partial)
-    weights = {f"weights/{name}": tensor for name, tensor in kept.items()}
-    optimizer = {f"optimizer/{n}": t for n, t in state_of(training.optimizer, training.model).items()}
-    generators = {"generator/cpu": torch.get_rng_state()}
-    if training.device.type == "cuda":
-        generators["generator/cuda"] = torch.cuda.get_rng_state(training.device)
-    save_file({**weights, **optimizer, **generators}, partial / TENSORS)
-    numpy_name, numpy_keys, *numpy_rest = np.random.get_state(legacy=True)
-    record = {
-        "version": VERSION,
-        "plan_hash": plan_hash,
-        "step": cursor.step,
-        "sample": cursor.sample,
-        "python_generator": random.getstate(),
-        "numpy_generator": [numpy_name, np.asarray(numpy_keys).tolist(), *numpy_rest],
-    }
-    (partial / RECORD).write_text(json.dumps(record, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The parameters by name, on the CPU; not copied where they are there already."""
     return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
@@ -192,22 +311,6 @@ def _record(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _restore_generators(
-    record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: torch.device
-) -> None:
-    torch.set_rng_state(tensors["cpu"])
-    if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)
-    version, state, gauss = record["python_generator"]
-    random.setstate((version, tuple(state), gauss))
-    name, keys, *rest = record["numpy_generator"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-
-
-def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def _point_to(directory: Path, name: str) -> None:
     aside = directory / f".{LATEST}.partial"
     aside.write_text(name + "\n", encoding="utf-8")
@@ -221,6 +324,11 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f".{path.name}.partial-{os.getpid()}")
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _make_room(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    _sweep(directory)
 
 
 def _sweep(directory: Path) -> None:

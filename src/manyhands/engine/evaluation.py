@@ -1,4 +1,4 @@
-"""The loss on validation samples: what a run is judged by."""
+"""The loss on held-out samples: what a run is judged by."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from manyhands.engine.device import CPU
-from manyhands.engine.precision import Precision, computing_in
+from manyhands.engine.precision import computing_in
+from manyhands.engine.settings import Precision
+from manyhands.engine.world import ALONE, World
 from manyhands.errors import DataError
 from manyhands.tasks.protocol import VALIDATION, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """`loss` and `metrics` are means over `count` (tokens, samples: the task's unit)."""
+    """`loss` is a mean over `count` (tokens, samples: the task's unit); `metrics` are the task's own."""
 
     loss: float
     count: int
     samples: int
     metrics: Mapping[str, float]
+    picture: bytes | None = None  # a PNG of predictions, of tasks that draw one
 
 
 def evaluate(
@@ -31,38 +33,48 @@ def evaluate(
     batches: int,
     batch_size: int,
     *,
-    device: torch.device = CPU,
+    split: str = VALIDATION,
+    world: World = ALONE,
     precision: Precision = "fp32",
 ) -> EvaluationResult:
-    """Mean loss over up to `batches` batches of validation samples, each weighted by its count.
+    """Mean loss over up to `batches` batches of a split's samples, each weighted by its count.
 
-    The samples lie evenly over the whole validation set and are always the same ones, so results compare. The
-    model is in training mode afterwards, also after an error. Raises DataError if there are no samples.
+    The samples lie evenly over the whole split and are always the same ones, so results compare. Data ranks take the
+    batches in turn; the result is alike on all. The model is in training mode afterwards, also after an error. Raises
+    DataError if there are no samples.
     """
-    total = task.samples(VALIDATION)
+    total = task.samples(split)
     wanted = min(total, batches * batch_size)
     if wanted == 0:
         raise DataError(
-            "the task has no validation samples; give more text, or raise task.text.validation_share"
+            f"the task has no {split} samples; give more data, or raise the share that is kept for {split}"
         )
     indices = np.arange(wanted, dtype=np.int64) * total // wanted
-    losses: list[float] = []
-    counts: list[int] = []
-    metrics = task.metrics(VALIDATION)
+    starts = range(0, wanted, batch_size)
+    metrics, extra = task.metrics(split), task.metrics(split)
+    seen: dict[int, tuple[float, int]] = {}  # number of the batch -> loss and count
     model.eval()
     try:
-        with torch.no_grad(), computing_in(precision, device):
-            for start in range(0, wanted, batch_size):
-                batch = task.batch(indices[start : start + batch_size], VALIDATION)
-                loss = metrics.add(model, {name: tensor.to(device) for name, tensor in batch.items()})
-                losses.append(float(loss.mean))
-                counts.append(loss.count)
+        with torch.no_grad(), computing_in(precision, world.device):
+            for turn in range(0, len(starts), world.data_size):
+                number = turn + world.data_rank
+                there = number < len(starts)  # where not, a sharded model needs this rank's part all the same
+                start = starts[number if there else -1]
+                batch = task.batch(indices[start : start + batch_size], split)
+                on_device = {name: tensor.to(world.device) for name, tensor in batch.items()}
+                loss = (metrics if there else extra).add(model, on_device)
+                if there:
+                    seen[number] = float(loss.mean), loss.count
     finally:
         model.train()
-    count = sum(counts)
+    gathered = world.gather_data({"seen": seen, "metrics": metrics.state()})
+    metrics.merge([each["metrics"] for each in gathered])
+    parts = [part for each in gathered for part in each["seen"].values()]
+    count = sum(n for _, n in parts)
     return EvaluationResult(
-        loss=math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / count,
+        loss=math.fsum(loss * n for loss, n in parts) / count if count else 0.0,
         count=count,
         samples=wanted,
         metrics=metrics.values(),
+        picture=metrics.picture(),
     )

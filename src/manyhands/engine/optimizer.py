@@ -16,7 +16,9 @@ from manyhands.plan.schema import InnerOptimizer
 
 
 def build_optimizer(settings: InnerOptimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW (fused) or SGD over the model's trainable parameters, as the plan says."""
+    """AdamW (fused), SGD or Muon over the model's trainable parameters, as the plan says."""
+    if settings.name == "muon":
+        return MuonWithAdamW(model, settings)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
@@ -27,6 +29,65 @@ def build_optimizer(settings: InnerOptimizer, model: torch.nn.Module) -> torch.o
         return DecoupledSGD(groups, lr=settings.lr, momentum=settings.momentum)
     betas = (settings.beta1, settings.beta2)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.epsilon, fused=True)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the matrices of hidden layers, AdamW for embeddings, output layer and vectors.
+
+    Both are torch's. Muon's step is scaled to AdamW's size (match_rms_adamw, Liu et al. 2502.16982), so one learning
+    rate and weight decay serve both.
+    """
+
+    def __init__(self, model: torch.nn.Module, settings: InnerOptimizer) -> None:
+        hidden = _hidden_matrices(model)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in trainable if p in hidden]
+        others = [p for p in trainable if p not in hidden]
+        decay = settings.weight_decay
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self._parts.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=settings.lr,
+                    momentum=settings.momentum or 0.95,
+                    weight_decay=decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        if others:
+            groups = [
+                {"params": [p for p in others if p.ndim >= 2], "weight_decay": decay},
+                {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+            ]
+            self._parts.append(
+                torch.optim.AdamW(
+                    [group for group in groups if group["params"]],
+                    lr=settings.lr,
+                    betas=(settings.beta1, settings.beta2),
+                    eps=settings.epsilon,
+                    fused=True,
+                )
+            )
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self.param_groups = [
+            group for part in self._parts for group in part.param_groups
+        ]  # theirs, not copies
+        for part in self._parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self._parts:
+            part.step(closure)
+
+
+def _hidden_matrices(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """Matrices that are neither an embedding nor the output layer of one."""
+    outside = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if output is not None:
+        outside.add(id(output.weight))
+    return {p for p in model.parameters() if p.ndim == 2 and id(p) not in outside}
 
 
 class DecoupledSGD(torch.optim.SGD):
@@ -45,6 +106,24 @@ class DecoupledSGD(torch.optim.SGD):
                     if kept != 1.0 and parameter.grad is not None:
                         parameter.mul_(kept)
         super().step(closure)
+
+
+def create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer make the state that its first step would, with weights unchanged: to load one into.
+
+    A step of zero gradients with a learning rate of zero, as torch.distributed.checkpoint does.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def state_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:

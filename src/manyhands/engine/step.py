@@ -6,13 +6,16 @@ replay. What differs between them is in its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from manyhands.engine.device import CPU
-from manyhands.engine.precision import Precision, computing_in
+from manyhands.engine.gradients import clip, divide, global_norm
+from manyhands.engine.parallel import Parallelized
+from manyhands.engine.precision import computing_in
+from manyhands.engine.settings import Precision
+from manyhands.engine.world import ALONE, World
 from manyhands.tasks.protocol import Batch, Task
 from manyhands.updates.types import Abandoned
 
@@ -31,64 +34,159 @@ class Steering:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What a step did. `loss` (0-d, on the device, before the step) is read later: reading it waits for the
-    device.
+    """What a step did. `loss` (0-d, on the device, before the step) is read later: reading it waits for the device.
+
+    Both are of all data ranks together, alike on each.
     """
 
     loss: torch.Tensor
-    count: int  # of what the loss is a mean over
+    count: int  # of what the loss is a mean over, on this rank
     gradient_norm: torch.Tensor | None  # before clipping; None where clipping is off
+    skipped: bool = False  # not finite, and left out
 
 
 def training_step(
     task: Task,
-    model: torch.nn.Module,
+    model: Parallelized,
     micro_batches: Iterable[Batch],
     *,
     optimizer: torch.optim.Optimizer | None,
     learning_rate: float = 0.0,
     steering: Steering = Steering(),
-    device: torch.device = CPU,
+    world: World = ALONE,
     precision: Precision = "fp32",
+    reference_count: int | None = None,
+    fp32_sum: bool = False,
+    skip_nonfinite: bool = False,
     abandoned: Callable[[], bool] = lambda: False,
 ) -> Step:
-    """One optimizer step on the mean loss over all `micro_batches`, in place.
+    """One optimizer step on the mean loss over all `micro_batches` of all data ranks, in place.
 
-    Without an optimizer it stops at the mean gradient, which is left in `.grad`. Each micro-batch weighs by
-    its count; a single one is not rescaled, so it gives bit for bit what the bare backward pass gives.
-    Raises Abandoned between two micro-batches; the weights are then untouched.
+    Without an optimizer it stops at the mean gradient, which is left in `.grad`. Each micro-batch weighs by its
+    count; a single one of a process alone is not rescaled, so it gives bit for bit what the bare backward pass gives.
+
+    reference_count: a count that all data ranks name alike, such as that of a full micro-batch; needed with several.
+    fp32_sum: sum the gradients of several micro-batches in fp32 where they are bf16. skip_nonfinite: leave the
+    weights untouched, on every rank, when loss or gradient norm is not finite; this waits for the device. Raises
+    Abandoned between two micro-batches; the weights are then untouched.
     """
-    model.zero_grad(set_to_none=True)
-    loss_sum, shares, count, first_count = torch.zeros((), device=device), 0.0, 0, 0
-    for micro_batch in micro_batches:
+    model.model.zero_grad(set_to_none=True)
+    seen = _backward(task, model, micro_batches, world, precision, reference_count, fp32_sum, abandoned)
+    loss, share = _mean_loss(seen, world)
+    parameters = [p for p in model.model.parameters() if p.requires_grad]
+    # A parameter without a gradient took no part in this loss.
+    if not (isinstance(share, float) and share == 1.0):  # the sum of micro-batches becomes their mean
+        divide([p.grad for p in parameters if p.grad is not None], share)
+    _steer(parameters, steering)
+
+    gradient_norm = None
+    if optimizer is not None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if steering.clip_norm > 0:
+            gradient_norm = global_norm(gradients)
+        if skip_nonfinite and not _finite(loss, gradient_norm):
+            return Step(loss=loss, count=seen.count, gradient_norm=gradient_norm, skipped=True)
+        if gradient_norm is not None:
+            clip(gradients, gradient_norm, steering.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+    return Step(loss=loss, count=seen.count, gradient_norm=gradient_norm)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Sums over this rank's micro-batches. A share is a count over the reference count."""
+
+    losses: torch.Tensor  # 0-d, each loss times its share
+    shares: float = 0.0
+    count: int = 0
+
+
+def _backward(
+    task: Task,
+    model: Parallelized,
+    micro_batches: Iterable[Batch],
+    world: World,
+    precision: Precision,
+    reference_count: int | None,
+    fp32_sum: bool,
+    abandoned: Callable[[], bool],
+) -> _Seen:
+    """Leave in `.grad` the sum of the micro-batches' gradients, each times its share; the mean over data ranks of
+    these sums where there are several.
+    """
+    seen = _Seen(torch.zeros((), device=world.device))
+    sums = _Fp32Sums(model.model) if fp32_sum else None
+    for micro_batch, last in _with_last(micro_batches):
         if abandoned():
             raise Abandoned
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in micro_batch.items()}
-        with computing_in(precision, device):
-            loss = task.loss(model, batch)
-        first_count = first_count or loss.count
-        share = loss.count / first_count  # 1.0 for the first, so a single one is not rounded
-        (loss.mean * share).backward()  # type: ignore[no-untyped-call]
-        loss_sum += loss.mean.detach().float() * share
-        shares += share
-        count += loss.count
+        batch = {name: tensor.to(world.device, non_blocking=True) for name, tensor in micro_batch.items()}
+        with model.synchronizing(last or sums is not None):
+            with computing_in(precision, world.device):
+                loss = task.loss(model.forward, batch)
+            reference_count = reference_count or loss.count
+            share = (
+                loss.count / reference_count if loss.count else 0.0
+            )  # 1.0 for a single one: it is not rounded
+            (loss.mean * share).backward()  # type: ignore[no-untyped-call]
+        if sums is not None:
+            sums.take(last)
+        seen.losses += loss.mean.detach().float() * share
+        seen.shares += share
+        seen.count += loss.count
+    return seen
 
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+def _mean_loss(seen: _Seen, world: World) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """The mean loss over all data ranks, and the mean over them of the sum of shares."""
+    if world.data_size == 1:
+        return seen.losses / seen.shares if seen.shares else seen.losses, seen.shares or 1.0
+    losses, shares = world.sum_over_data(
+        torch.stack([seen.losses, torch.full_like(seen.losses, seen.shares)])
+    )
+    shares = torch.where(shares > 0, shares, 1.0)
+    return losses / shares, shares / world.data_size
+
+
+def _steer(parameters: Sequence[torch.nn.Parameter], steering: Steering) -> None:
     for i, parameter in enumerate(parameters):
-        if parameter.grad is None:  # it took no part in this loss
+        if parameter.grad is None:
             continue
-        if shares != 1.0:  # the sum of micro-batches becomes their mean
-            parameter.grad.div_(shares)
         if steering.anchor is not None:
             parameter.grad.add_(parameter.detach() - steering.anchor[i], alpha=steering.proximal)
         if steering.correction is not None:
             parameter.grad.add_(steering.correction[i])
 
-    gradient_norm = None
-    if optimizer is not None:
-        if steering.clip_norm > 0:
-            gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, steering.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-    return Step(loss=loss_sum / shares, count=count, gradient_norm=gradient_norm)
+
+def _finite(loss: torch.Tensor, norm: torch.Tensor | None) -> bool:
+    total = loss if norm is None else loss + norm.to(loss.dtype)
+    return bool(torch.isfinite(total))
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each micro-batch, and whether it is the last; one is made ahead, no more."""
+    iterator = iter(batches)
+    ahead = next(iterator, None)
+    while ahead is not None:
+        batch, ahead = ahead, next(iterator, None)
+        yield batch, ahead is None
+
+
+class _Fp32Sums:
+    """Gradients summed in fp32 over micro-batches, for a model whose own are bf16."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._sums: list[torch.Tensor | None] = [None] * len(self._parameters)
+
+    def take(self, last: bool) -> None:
+        """Add what the last backward pass left in `.grad`, and clear it; the last time, put the sum there."""
+        for i, parameter in enumerate(self._parameters):
+            if parameter.grad is not None:
+                before = self._sums[i]
+                self._sums[i] = parameter.grad.float() if before is None else before.add_(parameter.grad)
+                parameter.grad = None
+            total = self._sums[i]
+            if last and total is not None:
+                parameter.grad = total.to(parameter.dtype)

@@ -20,8 +20,10 @@ import torch
 from manyhands.coordination.types import Assignment, RoundTerms
 from manyhands.data.ranges import indices_of
 from manyhands.engine.optimizer import build_optimizer, restore_state, state_of
-from manyhands.engine.precision import Precision
+from manyhands.engine.parallel import Parallelized
+from manyhands.engine.settings import Precision
 from manyhands.engine.step import Steering, Step, training_step
+from manyhands.engine.world import World
 from manyhands.errors import PlanError, WorkerError
 from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import Batch, Task
@@ -69,6 +71,7 @@ class EngineTrainer:
         self.abandoned = abandoned
         self.on_progress = on_progress
         self.model = task.build_model().to(self.device).train()
+        self._parallelized = Parallelized.whole(self.model)
         self.optimizer = build_optimizer(plan.local.optimizer, self.model)
 
     def train(
@@ -100,12 +103,12 @@ class EngineTrainer:
         for i, indices in enumerate(self._steps(assignment)):
             step = training_step(
                 self.task,
-                self.model,
+                self._parallelized,
                 self._micro_batches(indices),
                 optimizer=self.optimizer,
                 learning_rate=terms.learning_rates[i],
                 steering=steering,
-                device=self.device,
+                world=World(device=self.device),
                 precision=self.precision,
                 abandoned=self.abandoned,
             )
@@ -124,10 +127,10 @@ class EngineTrainer:
         batches = (batch for indices in self._steps(assignment) for batch in self._micro_batches(indices))
         step = training_step(
             self.task,
-            self.model,
+            self._parallelized,
             batches,
             optimizer=None,
-            device=self.device,
+            world=World(device=self.device),
             precision=self.precision,
             abandoned=self.abandoned,
         )

@@ -25,12 +25,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class InnerOptimizer(Settings):
     """The optimizer of local steps; its state stays with the client."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw: Adam with decoupled weight decay; sgd: with momentum, or plain."""
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    """adamw: Adam with decoupled weight decay; sgd: with momentum, or plain; muon: orthogonalized momentum for
+    the matrices of hidden layers, adamw for the rest."""
     lr: Positive = 1e-3
     """Peak learning rate; the schedule scales it."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum (sgd); 0: plain."""
+    """Momentum (sgd, 0: plain; muon, 0: its usual 0.95)."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the mean of gradients (adamw)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95

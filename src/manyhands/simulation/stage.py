@@ -14,6 +14,7 @@ from manyhands.coordination.types import Held
 from manyhands.engine.device import choose_device
 from manyhands.engine.evaluation import EvaluationResult, evaluate
 from manyhands.engine.trainer import EngineTrainer, load_weights
+from manyhands.engine.world import World
 from manyhands.errors import PlanError
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
@@ -104,5 +105,5 @@ class Stage:
             self.trainer.model,
             self.plan.evaluation.max_batches,
             self.plan.local.batch_size,
-            device=self.trainer.device,
+            world=World(device=self.trainer.device),
         )

@@ -268,7 +268,7 @@ class TrainScreen(_Screen):
             sys.stdout.flush()
             return
         self._now.update(event)
-        if event["kind"] == "evaluated":
+        if event["kind"] == "evaluation":
             self._validation = event["loss"]
         text = self._in_words(event)
         if text and (self._logs == "console" or event["kind"] != "step"):
@@ -291,8 +291,8 @@ class TrainScreen(_Screen):
                     f"step {event['step']}/{event['steps']}: loss {human_loss(event['loss'])}, "
                     f"{human_rate(event['tokens_per_s'])} tokens/s"
                 )
-            case "evaluated":
-                return f"validation loss {human_loss(event['loss'])} at step {event['step']}"
+            case "evaluation":
+                return f"{event['set']} loss {human_loss(event['loss'])} at step {event['step']}"
             case "saved":
                 return f"saved {event['checkpoint']}"
             case kind:

@@ -15,5 +15,5 @@ def train_rate() -> Measured:
 
     plan = compose(["rounds.total=2", "task.text.max_bytes=1000000", "evaluation.every_snapshots=0"], "demo")
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as directory:
-        result = train(plan, Path(directory), device="cpu")
+        result = train(plan, Path(directory))
     return Measured(value=result.tokens_per_s, note=f"{result.steps} steps on the CPU, first steps included")

@@ -109,6 +109,7 @@ def train(
         screen.show({"kind": "loading", "text": "loading torch"})
         from manyhands.config import home
         from manyhands.engine.run import train as run
+        from manyhands.engine.settings import Checkpoints, EngineSettings, Execution
 
         directory = directory or home() / "runs" / new_run_id(chosen)
         _keep_plan(chosen, directory)
@@ -116,11 +117,11 @@ def train(
             chosen,
             directory,
             resume=resume,
-            device=device,
-            precision=precision,
+            settings=EngineSettings(
+                exec=Execution(device=device, precision=precision), checkpoints=Checkpoints(keep=keep_checkpoints)
+            ),
             on_event=screen.show,
             allowed_tasks=allowed,
-            keep_checkpoints=keep_checkpoints,
         )
     if logs not in ("json", "none"):
         click.echo(

@@ -1,0 +1,179 @@
+"""How processes that were started by hand find each other without an address: a file in the run's directory.
+
+Rank 0 opens a store on a free port of its own and writes where it is; the others read that, and try again while
+nobody answers there, so a file that an earlier start left behind does no harm. Every rank reports in the store, so
+who waits in vain can say whose turn it is. A directory belongs to one training at a time: a second rank 0 finds the
+first one answering and gives up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import DistError, DistNetworkError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import Store
+
+from manyhands.errors import Refused, WorkerError
+
+FILE = "rendezvous.json"
+_LOOK_EVERY_S = 0.1
+_ANSWER_S = 2.0  # how long a store may take to answer before its address counts as stale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """What the file says. `token` tells one start from the next, also when a port comes back."""
+
+    address: str
+    port: int
+    token: str
+    world_size: int
+
+
+def meet(
+    directory: Path,
+    rank: int,
+    world_size: int,
+    *,
+    wait_s: float,
+    address: str | None = None,
+    port: int | None = None,
+) -> Store:
+    """The store in which all ranks of this training are; returns when the last one has come.
+
+    `address`, `port`: where rank 0 is, if it is known; then no file is needed. Raises WorkerError when ranks are
+    missing after `wait_s`, or the port is taken; Refused when another training meets in this directory.
+    """
+    end = time.monotonic() + wait_s
+    if address is not None and port is not None:
+        store: Store = _given(rank, world_size, address, port, end)
+    elif rank == 0:
+        store = _open(directory, world_size, address or _own_address())
+    else:
+        store = _find(directory, rank, world_size, end)
+    _wait_for_all(store, rank, world_size, end, wait_s)
+    return store
+
+
+def _given(rank: int, world_size: int, address: str, port: int, end: float) -> TCPStore:
+    try:
+        return _store(address, port, master=rank == 0, wait_s=max(_ANSWER_S, end - time.monotonic()))
+    except DistNetworkError as error:
+        if rank == 0:
+            raise WorkerError(
+                f"port {port} at {address} cannot be opened ({_first_line(error)}): choose another master_port, or "
+                "leave it out"
+            ) from None
+        raise WorkerError(
+            f"rank {rank} of {world_size} found nobody at {address}:{port}: start rank 0 there with the same "
+            "master_addr and master_port"
+        ) from None
+
+
+def _open(directory: Path, world_size: int, address: str) -> Store:
+    found = _read(directory)
+    if found is not None and _answers(found):
+        raise Refused(
+            f"another training meets in {directory} (at {found.address}:{found.port}): wait for its end, or choose "
+            "another name with run=NAME"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    store = _store(address, 0, master=True, wait_s=_ANSWER_S)
+    meeting = Meeting(address=address, port=store.port, token=uuid.uuid4().hex, world_size=world_size)
+    store.set("token", meeting.token)
+    aside = directory / f".{FILE}.{os.getpid()}"
+    aside.write_text(json.dumps(asdict(meeting)), encoding="utf-8")
+    aside.replace(directory / FILE)
+    return store
+
+
+def _find(directory: Path, rank: int, world_size: int, end: float) -> Store:
+    while True:
+        found = _read(directory)
+        store = None if found is None else _reached(found)
+        if found is not None and store is not None:
+            if found.world_size != world_size:
+                raise WorkerError(
+                    f"rank {rank} was started with world_size={world_size}, rank 0 with {found.world_size}: start "
+                    "all with the same"
+                )
+            return store
+        if time.monotonic() > end:
+            raise WorkerError(
+                f"rank {rank} of {world_size} found no rank 0 in {directory}: start it with the same run, or raise "
+                "exec.wait_for_ranks_s"
+            )
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _wait_for_all(store: Store, rank: int, world_size: int, end: float, waited_s: float) -> None:
+    name = f"rank-{rank}"
+    if store.add(name, 1) > 1:
+        raise Refused(f"rank {rank} was started twice: give every process its own rank=0 to {world_size - 1}")
+    names = [f"rank-{r}" for r in range(world_size)]
+    while not store.check(names):
+        if time.monotonic() > end:
+            missing = [r for r in range(world_size) if not store.check([f"rank-{r}"])]
+            raise WorkerError(
+                f"rank {', '.join(map(str, missing))} of {world_size} did not come within {waited_s:g} s: start what "
+                "is missing, lower world_size, or raise exec.wait_for_ranks_s"
+            )
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _read(directory: Path) -> Meeting | None:
+    """The file, if there is one that makes sense; it is replaced whole, so anything else is not ours."""
+    try:
+        value = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        return Meeting(
+            address=str(value["address"]),
+            port=int(value["port"]),
+            token=str(value["token"]),
+            world_size=int(value["world_size"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _answers(meeting: Meeting) -> bool:
+    return _reached(meeting) is not None
+
+
+def _reached(meeting: Meeting) -> Store | None:
+    """The store of a meeting; None if nobody answers there, or somebody else does."""
+    try:
+        with socket.create_connection((meeting.address, meeting.port), timeout=_ANSWER_S):
+            pass
+        store = _store(meeting.address, meeting.port, master=False, wait_s=_ANSWER_S)
+        if store.check(["token"]) and store.get("token").decode() == meeting.token:
+            return store
+    except (OSError, DistError):
+        pass
+    return None
+
+
+def _store(address: str, port: int, *, master: bool, wait_s: float) -> TCPStore:
+    return TCPStore(
+        address, port, is_master=master, wait_for_workers=False, timeout=timedelta(seconds=wait_s)
+    )
+
+
+def _own_address() -> str:
+    """The name of this machine if it leads back here, else loopback: enough for processes of one machine."""
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return "127.0.0.1"
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

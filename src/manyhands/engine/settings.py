@@ -1,0 +1,105 @@
+"""How this machine, or these machines, carry out a training: everything that is not the plan's business.
+
+The plan says what is computed and its hash covers all of it; these settings say with which processes, in which
+precision, and what is logged and kept. They are composed together with the plan (plan/compose.py), so that one
+command line sets both, and saved beside it. No torch here: the command line reads this module.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from manyhands.config import Settings
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Precision = Literal["fp32", "bf16", "pure_bf16"]
+
+
+class Parallel(Settings):
+    """How several processes share the work of one training."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process holds the whole model; fsdp: parameters, gradients and optimizer state are sharded
+    (FSDP2)."""
+    data_parallelism: Count | None = None
+    """Processes that divide each step's samples; null: all of them, over tensor_parallelism."""
+    tensor_parallelism: Count = 1
+    """Processes that divide each layer's matrices; must divide the model's heads."""
+    micro_batch_size: Count | None = None
+    """Samples of one forward pass on one process; null: all of its share of a step at once. Gradients of several
+    are accumulated."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory, a third
+    more time."""
+
+
+class Execution(Settings):
+    """Devices, precision, and what to do when something goes wrong."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. With several processes rank r uses the r-th device of this machine."""
+    precision: Precision = "fp32"
+    """fp32; bf16: autocast, weights and optimizer in fp32; pure_bf16: weights and optimizer in bf16 too."""
+    accumulate_in_fp32: bool = True
+    """Keep the sum of several micro-batches' gradients in fp32, where they are bf16."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """torch.compile, and its mode."""
+    threads: Count | None = None
+    """CPU threads of each process; null: as torch chooses, shared among the processes of this machine."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss that is not finite: stop with its step named, or leave that step out on every process. skip waits for
+    the device at every step."""
+    wait_for_ranks_s: Positive = 120.0
+    """How long processes wait for each other when they meet."""
+    restarts: Annotated[int, Field(ge=0)] = 2
+    """How often processes that died are started again from the last checkpoint."""
+
+
+class Logging(Settings):
+    """Where figures go beside events.jsonl, which is always written."""
+
+    every_steps: Count = 10
+    """Optimizer steps between two reports; on a GPU each one waits for the device."""
+    optim_stats_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between reports of weights', gradients' and optimizer states' norms by tensor; 0: none."""
+    tensorboard: bool = False
+    """Write event files of tensorboard into the run's directory (extra: tensorboard)."""
+    wandb_project: str | None = None
+    """Report to this project of Weights & Biases (extra: wandb); WANDB_MODE=offline keeps it on this machine."""
+    wandb_run: str | None = None
+    """Name of the run there; null: the name of the run here."""
+    wandb_group: str | None = None
+    """Group of the run there."""
+    wandb_entity: str | None = None
+    """User or team that owns the project."""
+
+    @model_validator(mode="after")
+    def _project_first(self) -> Logging:
+        if self.wandb_project is None and (self.wandb_run or self.wandb_group or self.wandb_entity):
+            raise ValueError("wandb_run, wandb_group and wandb_entity need wandb_project")
+        return self
+
+
+class Checkpoints(Settings):
+    """What is kept of a training."""
+
+    keep: Count = 2
+    """Checkpoints that stay; older ones are removed once a newer one is whole."""
+    asynchronous: bool = True
+    """Write while training goes on; the step waits only for the copy out of the model."""
+
+
+class EngineSettings(Settings):
+    """All of it, under the names that a command line uses."""
+
+    parallel: Parallel = Parallel()
+    """How several processes share the work."""
+    exec: Execution = Execution()
+    """Devices, precision, and what to do when something goes wrong."""
+    logging: Logging = Logging()
+    """Where figures go."""
+    checkpoints: Checkpoints = Checkpoints()
+    """What is kept."""

@@ -1,0 +1,38 @@
+"""SIGINT and SIGTERM of a training: the first asks it to save and end, the second has its usual effect."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def asked_to_stop(*, quiet: bool = False) -> Iterator[threading.Event]:
+    """An event that the first signal sets. Outside the main thread: never set. quiet: another process tells it."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        as_before()
+        if not quiet:  # not print: it may have been interrupted in the middle of a print
+            name = signal.Signals(number).name
+            os.write(2, f"{name}: saving after this step; once more to leave at once\n".encode())
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        as_before()

@@ -1,0 +1,171 @@
+"""The processes of one training, and this one's place among them.
+
+A training alone has a World too, in which every exchange is the identity, so the loop is written once. Processes
+lie on a mesh of data ranks by tensor ranks: those of one tensor group see the same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import Store
+
+from manyhands.engine.device import CPU
+from manyhands.engine.settings import Parallel
+from manyhands.errors import PlanError
+
+DATA, TENSOR = "data", "tensor"
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""A rank that dies closes its connections, which is seen at once; this is for one that hangs."""
+BACKGROUND_TIMEOUT = timedelta(hours=24)
+"""Preparing data and writing a large checkpoint take what they take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a process stands before it has met the others. `local_*`: among those of this machine.
+
+    `meet` gives the store in which they meet; None: at MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    meet: Callable[[], Store] | None = None
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+
+def place_from(environment: Mapping[str, str]) -> Place:
+    """The place that torchrun gave this process; that of a process alone where it gave none."""
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return Place()
+    return Place(
+        rank=int(environment["RANK"]),
+        world_size=int(environment["WORLD_SIZE"]),
+        local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
+        local_size=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """`mesh` is None for a process alone. `background`: a process group of its own for threads that save."""
+
+    device: torch.device = CPU
+    rank: int = 0
+    size: int = 1
+    data_rank: int = 0
+    data_size: int = 1
+    tensor_size: int = 1
+    mesh: DeviceMesh | None = None
+    background: dist.ProcessGroup | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process logs and saves for all."""
+        return self.rank == 0
+
+    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """In place: the sum over the data ranks, alike on every rank."""
+        if self.mesh is not None and self.data_size > 1:
+            dist.all_reduce(values, group=self.mesh[DATA].get_group())
+        return values
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """In place: the elementwise maximum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def gather_data(self, state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """What each data rank brings, in their order, on every rank. Between processes of one training only."""
+        if self.mesh is None or self.data_size == 1:
+            return [state]
+        gathered: list[Any] = [None] * self.data_size
+        dist.all_gather_object(gathered, state, group=self.mesh[DATA].get_group())
+        return gathered
+
+    def told(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value if self.leads else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Until everybody is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def wait_for_leader(self) -> None:
+        """As `barrier`, however long rank 0 takes, such as for preparing data."""
+        if self.size > 1:
+            dist.barrier(self.background)
+
+
+ALONE = World()
+
+
+@contextmanager
+def enter_world(place: Place, device: torch.device, settings: Parallel) -> Iterator[World]:
+    """Join the other processes for the time of the context. Raises PlanError where the sizes do not fit."""
+    data_size = _data_size(place.world_size, settings)
+    if place.world_size == 1:
+        yield World(device=device)
+        return
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=place.meet() if place.meet is not None else None,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=device if on_cuda else None,
+    )
+    try:
+        mesh = init_device_mesh(
+            device.type, (data_size, settings.tensor_parallelism), mesh_dim_names=(DATA, TENSOR)
+        )
+        yield World(
+            device=device,
+            rank=place.rank,
+            size=place.world_size,
+            data_rank=mesh.get_local_rank(DATA),
+            data_size=data_size,
+            tensor_size=settings.tensor_parallelism,
+            mesh=mesh,
+            background=dist.new_group(backend="gloo", timeout=BACKGROUND_TIMEOUT),
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def _data_size(size: int, settings: Parallel) -> int:
+    tensor_size = settings.tensor_parallelism
+    if size % tensor_size:
+        raise PlanError(
+            f"{size} processes cannot be divided into groups of parallel.tensor_parallelism={tensor_size}: start a "
+            "multiple of it, or lower it"
+        )
+    data_size = size // tensor_size
+    if settings.data_parallelism not in (None, data_size):
+        raise PlanError(
+            f"parallel.data_parallelism={settings.data_parallelism} times tensor_parallelism={tensor_size} is not "
+            f"{size}, the number of processes: leave data_parallelism out, or start "
+            f"{(settings.data_parallelism or 1) * tensor_size}"
+        )
+    return data_size
