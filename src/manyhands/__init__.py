@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Rounds,
         Schedule,
     )
+    from manyhands.plan.tables import Features, SurvivalTask, Table, TableSplit, TabularTask
     from manyhands.plan.tasks import CustomTask, DummyTask, LanguageModelTask, TextSource, Tokenizer
     from manyhands.simulation import RecordedRun, Replayed, Simulated, simulate
 
@@ -61,6 +62,7 @@ _HOMES = {
         "Rounds",
         "Schedule",
     ),
+    "manyhands.plan.tables": ("Features", "SurvivalTask", "Table", "TableSplit", "TabularTask"),
     "manyhands.plan.tasks": ("CustomTask", "DummyTask", "LanguageModelTask", "TextSource", "Tokenizer"),
     "manyhands.simulation": ("RecordedRun", "Replayed", "Simulated", "simulate"),
 }
@@ -73,6 +75,7 @@ __all__ = [
     "Data",
     "DummyTask",
     "Evaluation",
+    "Features",
     "Identity",
     "InnerOptimizer",
     "LanguageModelTask",
@@ -88,6 +91,10 @@ __all__ = [
     "Schedule",
     "ServerOptions",
     "Simulated",
+    "SurvivalTask",
+    "Table",
+    "TableSplit",
+    "TabularTask",
     "TextSource",
     "Tokenizer",
     "TrainResult",

@@ -8,6 +8,8 @@ from manyhands.config import did_you_mean, shown
 from manyhands.errors import PlanError
 from manyhands.plan.schema import Plan
 
+TASKS = "'language_model', 'tabular', 'survival', 'dummy' or 'custom'"
+
 
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -30,10 +32,9 @@ from manyhands.plan.schema import Plan
         ({"merge": {"rule": "median"}}, "plan: 'merge.rule' is 'median': expected 'mean'."),
         (
             {"task": {"name": "languge_model"}},
-            "plan: 'task.name' is 'languge_model': expected 'language_model', 'dummy' or 'custom'. "
-            "Did you mean 'language_model'?",
+            f"plan: 'task.name' is 'languge_model': expected {TASKS}. Did you mean 'language_model'?",
         ),
-        ({"task": {"name": 7}}, "plan: 'task.name' is '7': expected 'language_model', 'dummy' or 'custom'."),
+        ({"task": {"name": 7}}, f"plan: 'task.name' is '7': expected {TASKS}."),
         ({"task": {"samples": 7}}, "plan: 'task.name' is missing."),
         ({"task": {"name": "custom"}}, "plan: 'task.target' is missing."),
         ({"local": {"steps": 0}}, "plan: 'local.steps' is 0: expected 1 or more."),

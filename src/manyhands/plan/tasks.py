@@ -7,6 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from manyhands.config import Settings
+from manyhands.plan.tables import Features as Features
+from manyhands.plan.tables import SurvivalTask as SurvivalTask
+from manyhands.plan.tables import Table as Table
+from manyhands.plan.tables import TableSplit as TableSplit
+from manyhands.plan.tables import TabularTask as TabularTask
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -86,4 +91,6 @@ class CustomTask(Settings):
     """Handed to the task as it is."""
 
 
-TaskSettings = Annotated[LanguageModelTask | DummyTask | CustomTask, Field(discriminator="name")]
+TaskSettings = Annotated[
+    LanguageModelTask | TabularTask | SurvivalTask | DummyTask | CustomTask, Field(discriminator="name")
+]

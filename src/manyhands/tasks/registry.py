@@ -18,6 +18,8 @@ from manyhands.tasks.protocol import TaskFamily
 
 FAMILIES: Final[Mapping[str, str]] = {
     "language_model": "manyhands.tasks.language_model:FAMILY",
+    "tabular": "manyhands.tasks.tabular:FAMILY",
+    "survival": "manyhands.tasks.survival:FAMILY",
     "dummy": "manyhands.tasks.dummy:FAMILY",
 }
 """name -> module:object, where object is a TaskFamily."""

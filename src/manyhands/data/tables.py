@@ -1,0 +1,251 @@
+"""Tables from CSV files: lines to rows, cells to typed columns, rows to training and validation.
+
+Every row remembers its file and line, so that whatever is found wrong with it later can say where. Broken
+rows go through one place, `Faults`: by policy the first one stops, or all are skipped and counted. Rows keep
+the order of the files, so the same files and settings give the same table on every machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from manyhands.config import did_you_mean
+from manyhands.errors import DataError
+from manyhands.plan.tables import Table, TableSplit
+
+Numbers = npt.NDArray[np.float64]
+Texts = npt.NDArray[np.object_]
+Int64s = npt.NDArray[np.int64]
+
+DEFAULT_SHARE = 0.2
+LISTED_FAULTS = 100
+"""So many broken rows are named in the record; all of them are counted."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Faults:
+    """What was broken. `stop`: the first fault raises DataError instead of being kept."""
+
+    stop: bool
+    count: int = 0
+    listed: list[str] = field(default_factory=list)
+
+    def found(self, place: str, why: str) -> None:
+        """`place` is file:line."""
+        if self.stop:
+            raise DataError(
+                f"{place}: {why}; mend the line, or leave such lines out with task.table.on_broken=skip"
+            )
+        self.count += 1
+        if len(self.listed) < LISTED_FAULTS:
+            self.listed.append(f"{place}: {why}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Cells as text, None where a value is missing; `places` (file:line) goes with `cells`, row by row."""
+
+    columns: tuple[str, ...]
+    cells: tuple[tuple[str | None, ...], ...]
+    places: tuple[str, ...]
+
+    def position(self, column: str, setting: str) -> int:
+        """Where `column` is. Raises DataError that names the `setting` which asked for it."""
+        if column not in self.columns:
+            raise DataError(
+                f"{setting} names the column {column!r}, which the table does not have."
+                f"{did_you_mean(column, self.columns)}"
+            )
+        return self.columns.index(column)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Row numbers, ascending; `left_out` rows are in neither."""
+
+    training: Int64s
+    validation: Int64s
+    left_out: int
+
+
+# ------------------------------------------------------------------------------ reading
+def read_rows(table: Table, faults: Faults) -> Rows:
+    """All rows of `table.files`. Raises DataError for a file that is missing, not UTF-8, without rows, or with
+    other columns than the first one; a line that is no row goes to `faults`.
+    """
+    columns: tuple[str, ...] = table.column_names
+    _refuse_twice(columns, "task.table.column_names")
+    cells: list[tuple[str | None, ...]] = []
+    places: list[str] = []
+    for file in table.files:
+        lines = _lines(file, table.separator, faults)
+        names = table.column_names
+        if not names:
+            place, header = next(lines, ("", ()))
+            if not header:
+                raise DataError(f"table file {file} is empty: a header and rows were expected")
+            names = header
+            _refuse_twice(names, place)
+        columns = columns or names
+        order = _order(names, columns, file, table.files[0])
+        for place, row in lines:
+            if len(row) != len(names):
+                faults.found(place, f"{len(row)} cells, and there are {len(names)} columns")
+                continue
+            cells.append(tuple(None if row[i] in table.missing else row[i] for i in order))
+            places.append(place)
+    if not cells:
+        raise DataError(
+            f"no rows in {', '.join(table.files)} ({faults.count} broken lines): give a table with rows"
+        )
+    return Rows(columns=columns, cells=tuple(cells), places=tuple(places))
+
+
+def _lines(file: str, separator: str, faults: Faults) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(file:line, cells without surrounding blanks) of each line that is not empty."""
+    path = Path(file).expanduser()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=separator, strict=True)
+            while True:
+                place = f"{path}:{reader.line_num + 1}"
+                try:
+                    row = next(reader, None)
+                except csv.Error as error:
+                    faults.found(place, f"not readable as CSV ({error})")
+                    continue
+                if row is None:
+                    return
+                if row:
+                    yield place, tuple(cell.strip() for cell in row)
+    except OSError as error:
+        raise DataError(f"table file {path} cannot be read: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"table file {path} is not UTF-8 ({error.reason}): convert it") from error
+
+
+def _refuse_twice(names: Sequence[str], place: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{place}: the column name {twice[0]!r} is there twice; give each column its own name"
+        )
+
+
+def _order(names: Sequence[str], columns: Sequence[str], file: str, first: str) -> list[int]:
+    """Where each of `columns` is in this file."""
+    odd = sorted(set(names) ^ set(columns))
+    if odd:
+        raise DataError(
+            f"table file {file}: the column {odd[0]!r} is only in one of this file and {first}; the files of one "
+            "table have the same columns"
+        )
+    return [names.index(column) for column in columns]
+
+
+# ------------------------------------------------------------------------------ cells
+def number_of(text: str) -> float:
+    """The finite number that `text` is. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value) or "_" in text:
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def canonical(text: str) -> str:
+    """A category's name: numbers are written alike, so that 1, 1.0 and 01 are one category."""
+    try:
+        value = number_of(text)
+    except ValueError:
+        return text
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+
+
+def typed_columns(
+    rows: Rows, numeric: Sequence[str], categorical: Sequence[str], faults: Faults
+) -> tuple[dict[str, Numbers], dict[str, Texts], npt.NDArray[np.bool_]]:
+    """Numeric columns (NaN: missing), categorical ones (None: missing), and which rows are sound; all [rows].
+
+    A cell that is no number makes its row broken: it goes to `faults`, once.
+    """
+    numbers = {name: np.full(len(rows.cells), np.nan) for name in numeric}
+    texts: dict[str, Texts] = {name: np.full(len(rows.cells), None, dtype=object) for name in categorical}
+    sound = np.ones(len(rows.cells), dtype=np.bool_)
+    at_numbers = [(rows.columns.index(name), name) for name in numeric]
+    at_texts = [(rows.columns.index(name), name) for name in categorical]
+    for i, cells in enumerate(rows.cells):
+        for position, name in at_texts:
+            cell = cells[position]
+            texts[name][i] = None if cell is None else canonical(cell)
+        for position, name in at_numbers:
+            cell = cells[position]
+            try:
+                numbers[name][i] = np.nan if cell is None else number_of(cell)
+            except ValueError:
+                faults.found(
+                    rows.places[i],
+                    f"the column {name!r} has {cell!r}, which is no finite number (a column of names belongs in "
+                    "task.features.categorical, a sign for missing values in task.table.missing)",
+                )
+                sound[i] = False
+                break
+    return numbers, texts, sound
+
+
+# ------------------------------------------------------------------------------ training and validation
+def split_rows(rows: Rows, split: TableSplit, seed: int) -> Split:
+    """Which rows are for training and which for validation. Raises DataError if one of them gets none."""
+    if split.column is None:
+        share = DEFAULT_SHARE if split.share is None else split.share
+        limit = int(share * 2**64)
+        chosen = np.array([_row_hash(cells, seed) < limit for cells in rows.cells])
+        training, validation = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+        hint = "give more rows, or another task.split.share"
+    else:
+        names = np.array(_named_splits(rows, split, split.column), dtype=object)
+        training = np.flatnonzero(np.isin(names, split.training))
+        validation = np.flatnonzero(np.isin(names, split.validation))
+        hint = f"the column {split.column!r} says {sorted({str(name) for name in names})[:8]}"
+    for found, part in ((training, "training"), (validation, "validation")):
+        if not len(found):
+            raise DataError(f"none of {len(rows.cells)} rows is for {part}: {hint}")
+    return Split(
+        training=training, validation=validation, left_out=len(rows.cells) - len(training) - len(validation)
+    )
+
+
+def _row_hash(cells: tuple[str | None, ...], seed: int) -> int:
+    """64 bits that depend on the seed and the row alone: not on its place, nor on the other rows."""
+    digest = hashlib.blake2b(repr((seed, cells)).encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _named_splits(rows: Rows, split: TableSplit, column: str) -> list[str | None]:
+    """What `column` says of each row; None where nothing does."""
+    if split.file is None or split.key is None:
+        position = rows.position(column, "task.split.column")
+        return [cells[position] for cells in rows.cells]
+    names = _names_by_key(split.file, split.key, column)
+    position = rows.position(split.key, "task.split.key")
+    return [names.get(cells[position] or "") for cells in rows.cells]
+
+
+def _names_by_key(file: str, key: str, column: str) -> Mapping[str, str | None]:
+    rows = read_rows(Table(files=(file,)), Faults(stop=True))
+    at_key = rows.position(key, "task.split.key")
+    at_name = rows.position(column, "task.split.column")
+    names: dict[str, str | None] = {}
+    for cells, place in zip(rows.cells, rows.places, strict=True):
+        name = cells[at_key]
+        if name is None or name in names:
+            raise DataError(f"{place}: the {key} {name!r} is missing or there twice: each row needs its own")
+        names[name] = cells[at_name]
+    return names
