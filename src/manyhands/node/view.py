@@ -137,8 +137,8 @@ class RunView(_View):
     incidents: tuple[IncidentView, ...] = ()
     evaluations: tuple[EvaluationView, ...] = ()
     checkpoint: str | None = None
-    loss_unit: str = "nats per token"
-    """Of training and validation loss; empty where the task has none."""
+    loss_unit: str = ""
+    """Of training and validation loss; empty where nothing is known of the task's."""
     started_ms: int
     now_ms: int
 

@@ -113,6 +113,7 @@ class RunViews:
             total_rounds=plan.rounds.total,
             topology=plan.topology,
             preset=plan.preset,
+            loss_unit="nats per token" if plan.task.name == "language_model" else "",
             clients=tuple(self._client(run, key, noted.losses.get(key)) for key in state.clients),
             rounds=noted.rounds,
             incidents=noted.incidents,
