@@ -128,17 +128,16 @@ class Account:
         )
 
     def _shown(self) -> tuple[RoundView, ...]:
-        """The rounds' views, each made once; the latest anew, as their fingerprints may still come."""
-        rounds, state = self._ledger.rounds, self._ledger.state
-        settled = min((past.closing.round for past in state.history), default=state.closed_rounds)
-        for round_ in reversed(rounds):
-            if round_.number < settled and round_.number in self._views:
-                break
+        """The rounds' views, each made once, and once more when its fingerprint comes."""
+        views: dict[int, RoundView] = {}
+        for round_ in self._ledger.rounds:
+            view = self._views.get(round_.number)
             fingerprint = self._ledger.fingerprints.get(round_.number, round_.fingerprint)
-            self._views[round_.number] = _round(round_, fingerprint)
-        for number in [number for number in self._views if number < rounds[0].number]:
-            del self._views[number]
-        return tuple(self._views[round_.number] for round_ in rounds)
+            if view is None or view.fingerprint != fingerprint:
+                view = _round(round_, fingerprint)
+            views[round_.number] = view
+        self._views = views
+        return tuple(views.values())
 
 
 def _first_kept(rounds: list[RoundAccount]) -> int:
