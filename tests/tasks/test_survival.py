@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from manyhands.engine.parallel import Parallelized
 from manyhands.engine.run import train
 from manyhands.engine.step import training_step
 from manyhands.errors import DataError
@@ -82,13 +83,13 @@ def test_batches_without_an_event_change_nothing_and_average_as_any_other(tmp_pa
     model = task.build_model()
     batch = dict(task.batch(np.arange(8)))
     quiet = {**batch, "event": torch.zeros(8, dtype=torch.bool)}
-    step = training_step(task, model, [quiet, quiet], optimizer=None)
+    step = training_step(task, Parallelized.whole(model), [quiet, quiet], optimizer=None)
     assert float(step.loss) == 0
     assert all(float(p.grad.abs().max()) == 0 for p in model.parameters() if p.grad is not None)
     assert all(p.grad is not None for p in model.parameters())
-    alone = training_step(task, model, [batch], optimizer=None)
+    alone = training_step(task, Parallelized.whole(model), [batch], optimizer=None)
     gradient = next(model.parameters()).grad.clone()  # type: ignore[union-attr]
-    both = training_step(task, model, [quiet, batch], optimizer=None)
+    both = training_step(task, Parallelized.whole(model), [quiet, batch], optimizer=None)
     assert float(both.loss) == pytest.approx(float(alone.loss) / 2)
     torch.testing.assert_close(next(model.parameters()).grad, gradient / 2)
 
@@ -97,7 +98,7 @@ def test_the_default_finds_the_hazards_that_made_the_data(tmp_path: Path) -> Non
     plan = plan_of(steps=300, batch_size=128, lr=0.03)
     evaluations = []
     result = train(
-        plan, tmp_path, on_event=lambda e: evaluations.append(e) if e["kind"] == "evaluated" else None
+        plan, tmp_path, on_event=lambda e: evaluations.append(e) if e["kind"] == "evaluation" else None
     )
     assert evaluations[-1]["metrics"]["c_index"] > 0.72
     weights = load_file(result.checkpoint / "model.safetensors")
@@ -156,7 +157,7 @@ def test_tcga_brca_as_published(tmp_path: Path) -> None:
     result = train(
         plan_of(steps=300, lr=0.01, **task),
         tmp_path,
-        on_event=lambda e: evaluations.append(e) if e["kind"] == "evaluated" else None,
+        on_event=lambda e: evaluations.append(e) if e["kind"] == "evaluation" else None,
     )
     record = json.loads((tmp_path / "materials" / "record.json").read_text())
     assert (record["training"], record["validation"], record["left_out_by_split"]) == (866, 222, 8)

@@ -55,7 +55,7 @@ def plan_of(steps: int = 10, batch_size: int = 16, lr: float = 0.01, seed: int =
 def figures_of(plan: Plan, directory: Path) -> tuple[TrainResult, dict[str, float]]:
     evaluations = []
     result = train(
-        plan, directory, on_event=lambda e: evaluations.append(e) if e["kind"] == "evaluated" else None
+        plan, directory, on_event=lambda e: evaluations.append(e) if e["kind"] == "evaluation" else None
     )
     return result, evaluations[-1]["metrics"]
 
