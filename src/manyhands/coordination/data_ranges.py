@@ -1,4 +1,4 @@
-"""Who has which samples: ranges of each epoch's permutation, from free to counted and back (DESIGN 7.3).
+"""Who has which samples: ranges of each epoch's permutation, from free to counted and back.
 
 The books are a tuple of ledgers, one per epoch, oldest first; the last one is the open epoch, and earlier ones
 stay until all of theirs is counted. In each of them, at every step,

@@ -1,4 +1,4 @@
-"""How long a round may take: median + k * MAD of counted contributions' durations (DESIGN 7.4).
+"""How long a round may take: median + k * MAD of counted contributions' durations.
 
 MAD counts as a tenth of the median at least: a deadline must not sit on the heels of clients that happened to be
 equally fast. Only counted contributions are measured; but after a round in which nothing counted the next one gets

@@ -40,6 +40,7 @@ from torch.distributed.tensor import DTensor
 from manyhands.engine.optimizer import create_state
 from manyhands.engine.world import ALONE, World
 from manyhands.errors import Refused, StorageError
+from manyhands.storage.durable import sync
 from manyhands.tasks.protocol import Task
 
 VERSION = 2
@@ -220,10 +221,10 @@ def _write_aside(
             aside.mkdir(exist_ok=partial is not None)
             write(aside)
             for file in sorted(aside.rglob("*")):
-                _sync(file)
-            _sync(aside)
+                sync(file)
+            sync(aside)
             aside.rename(directory / name)
-            _sync(directory)
+            sync(directory)
         _point_to(directory, name)
     except (OSError, SafetensorError) as error:  # a full disk meets the one or the other
         shutil.rmtree(aside, ignore_errors=True)
@@ -314,9 +315,9 @@ def _record(path: Path) -> dict[str, Any]:
 def _point_to(directory: Path, name: str) -> None:
     aside = directory / f".{LATEST}.partial"
     aside.write_text(name + "\n", encoding="utf-8")
-    _sync(aside)
+    sync(aside)
     aside.replace(directory / LATEST)
-    _sync(directory)
+    sync(directory)
 
 
 def _remove(path: Path) -> None:
@@ -336,11 +337,3 @@ def _sweep(directory: Path) -> None:
     for entry in directory.iterdir():
         if _PARTIAL.match(entry.name):
             shutil.rmtree(entry)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

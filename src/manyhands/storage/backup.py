@@ -13,6 +13,7 @@ from pathlib import Path
 
 from manyhands.errors import StorageError
 from manyhands.storage.database import Database, translated
+from manyhands.storage.durable import sync
 
 
 def backup(database: Database, destination: Path) -> int:
@@ -33,11 +34,11 @@ def backup(database: Database, destination: Path) -> int:
             aside.unlink(missing_ok=True)
             with translated(destination):
                 _copy(database.path, aside)
-            _sync(aside)
+            sync(aside)
             os.link(aside, destination)  # unlike rename, never replaces what has appeared meanwhile
         finally:
             aside.unlink(missing_ok=True)
-        _sync(destination.parent)
+        sync(destination.parent)
     except OSError as error:
         raise StorageError(f"backup '{destination}' could not be written ({error}).") from error
     return destination.stat().st_size
@@ -51,11 +52,3 @@ def _copy(source: Path, aside: Path) -> None:
         verdict = copy.execute("PRAGMA quick_check").fetchone()[0]
         if verdict != "ok":
             raise StorageError(f"the copy of '{source}' is damaged ({verdict}): is the database itself?")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from manyhands.errors import StorageError, UpdateError
 from manyhands.plan import wire
 from manyhands.plan.wire import Layout, Schema
+from manyhands.storage.durable import sync
 from manyhands.updates.codecs import NUMPY
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -54,7 +55,7 @@ class TensorFile:
         """Everything written is on disk when this returns."""
         assert self._mapping is not None
         self._mapping.flush()
-        _sync(self.path)
+        sync(self.path)
 
     def close(self) -> None:
         self.arrays = {}
@@ -153,7 +154,7 @@ def open_own(path: Path, schema: Schema | None = None, *, private: bool = False)
 def publish(aside: Path, path: Path) -> None:
     """Rename a file that is on disk, and make the new name durable."""
     os.replace(aside, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def flush_all(*files: TensorFile) -> None:
@@ -168,11 +169,3 @@ def _map(path: Path, layout: Layout, access: int) -> mmap.mmap:
         if os.fstat(file.fileno()).st_size != size:
             raise UpdateError(f"{path} changed its length while it was opened; expected {size} bytes")
         return mmap.mmap(file.fileno(), size, access=access)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The values that the five functions take and give (DESIGN: work, merge, advance, apply, adopt).
+"""The values that the five functions take and give: work, merge, advance, apply, adopt (functions.py).
 
 Tensors of `public`, `outer` and merged sums are fp32 and contiguous. Functions never write into their arguments.
 In programs without torch the same mappings hold numpy arrays; this module does not load torch.

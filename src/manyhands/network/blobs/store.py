@@ -37,6 +37,7 @@ from manyhands.network.blobs.manifest import (
     read_exactly,
     write_exactly,
 )
+from manyhands.storage.durable import sync
 
 DEFAULT_RESERVE_BYTES = 64 * 1024 * 1024
 _CACHED_MANIFESTS = 128
@@ -384,8 +385,7 @@ class BlobStore:
 
     def _sync_directory(self, directory: Path) -> None:
         if self.durable:
-            with _opened(directory, os.O_RDONLY) as file:
-                os.fsync(file)
+            sync(directory)
 
     @contextmanager
     def _disk(self, doing: str) -> Iterator[None]:

@@ -48,6 +48,7 @@ from manyhands.network.blobs.manifest import (
     write_exactly,
 )
 from manyhands.network.blobs.store import check_space
+from manyhands.storage.durable import sync
 
 Progress = Callable[[int], None]
 """Called with the bytes of each chunk that has arrived, or is found to be there already."""
@@ -389,10 +390,10 @@ class _Download:
     def _finish(self, durable: bool) -> None:
         try:
             if durable:
-                _sync(self.aside)
+                sync(self.aside)
             os.replace(self.aside, self.destination)
             if durable:
-                _sync(self.destination.parent)
+                sync(self.destination.parent)
         except OSError as error:
             raise self._disk_fault(error) from error
 
@@ -411,13 +412,5 @@ def _read_chunk(path: Path, manifest: Manifest, index: int) -> bytes:
     file = os.open(path, os.O_RDONLY)
     try:
         return read_exactly(file, manifest.length(index), manifest.offset(index))
-    finally:
-        os.close(file)
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
     finally:
         os.close(file)

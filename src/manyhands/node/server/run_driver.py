@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from manyhands.coordination.machine import NumberedEffect, initial_state, next_deadline, tick
 from manyhands.coordination.presence import is_live
-from manyhands.coordination.records import Record
+from manyhands.coordination.records import Record, replay
 from manyhands.coordination.state import Client, RunState
 from manyhands.coordination.types import (
     EVERYONE,
@@ -103,8 +103,7 @@ class RunDriver:
         self._epoch = await asyncio.to_thread(self._log.acquire, self._owner)
         loaded = await asyncio.to_thread(self._log.load)
         state = loaded.state or initial_state(descriptor.run_id, descriptor.plan, descriptor.samples, first)
-        for record in loaded.records:
-            state = tick(state, [record.event], record.now_ms, record.seed).state
+        state, _ = replay(state, loaded.records)
         self.state = state
         self._snapshot_at = state.sequence
         self._writing = asyncio.create_task(self._write(), name=f"log of {descriptor.run_id}")
