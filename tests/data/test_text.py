@@ -86,8 +86,19 @@ def test_the_standard_library_is_there_and_the_same_twice() -> None:
 
 def test_files_that_are_not_utf8_are_left_out_and_named(tmp_path: Path) -> None:
     files = {"a.txt": b"a" * 60, "b.txt": b"b" * 60, "bad.txt": b"\xff\xfe\x00"}
-    corpus = read_corpus(TextSource(path=tree(tmp_path, files), validation_share=0.5))
-    assert corpus.unreadable == ("bad.txt",)
+    source = TextSource(path=tree(tmp_path, files), validation_share=0.5, on_broken="skip")
+    assert read_corpus(source).broken == ("bad.txt",)
+    with pytest.raises(DataError, match=r"bad\.txt is not UTF-8: byte 0 is 0xff.*task\.text\.on_broken=skip"):
+        read_corpus(source.model_copy(update={"on_broken": "stop"}))
+
+
+def test_validation_may_have_its_own_path(tmp_path: Path) -> None:
+    tree(tmp_path, {"train/a.txt": b"a" * 60, "train/b.txt": b"b" * 60, "other.txt": b"c" * 60})
+    corpus = read_corpus(
+        TextSource(path=str(tmp_path / "train"), validation_path=str(tmp_path / "other.txt"))
+    )
+    assert [d.path for d in corpus.training] == ["a.txt", "b.txt"]
+    assert [d.path for d in corpus.validation] == ["other.txt"]
 
 
 def test_a_missing_path_says_what_to_give(tmp_path: Path) -> None:
@@ -101,13 +112,13 @@ def test_a_missing_path_says_what_to_give(tmp_path: Path) -> None:
         ({}, r"no \.md, \.py, \.txt files"),
         ({"a.bin": b"x"}, r"no \.md, \.py, \.txt files"),
         ({"a.txt": b"", "b.txt": b""}, "2 files, all of them empty"),
-        ({"a.txt": b"\xff\xff"}, "none of 1 files is UTF-8, as 'a.txt'"),
+        ({"a.txt": b"\xff\xff"}, "none of 1 files is UTF-8 text, as 'a.txt'"),
         ({"a.txt": b"too small", "b.txt": b"x"}, "at least 50 are needed"),
     ],
 )
 def test_a_directory_without_text_says_why(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_corpus(TextSource(path=tree(tmp_path, files)), minimum_bytes=50)
+        read_corpus(TextSource(path=tree(tmp_path, files), on_broken="skip"), minimum_bytes=50)
 
 
 def test_max_bytes_that_leaves_nothing_is_refused() -> None:

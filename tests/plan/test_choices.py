@@ -47,6 +47,8 @@ def test_defaults_are_those_of_the_schema() -> None:
         section: Any = plan
         for part in path.split("."):
             section = section[part]
+        if section is None:  # task.adapter, of which there is none by default
+            continue
         assert section[choice.tag] == choice.default, path
 
 

@@ -222,6 +222,57 @@ IDLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+FROM_WEIGHTS: dict[str, Any] = {"task": {"name": "language_model", "weights": "lab/small"}}
+
+
+def language_model(**settings: Any) -> dict[str, Any]:
+    return {"task": {"name": "language_model", **settings}}
+
+
+CASES |= {
+    "weights_bring_their_model": [
+        (
+            FROM_WEIGHTS,
+            language_model(weights="lab/small", model={"n_layer": 2}),
+            "'task.weights' is 'lab/small'",
+        )
+    ],
+    "tokens_are_those_of_the_weights": [
+        (
+            FROM_WEIGHTS,
+            language_model(weights="lab/small", tokenizer={}),
+            "'task.tokenizer.kind' is 'bpe', but 'task.weights' is",
+        ),
+        (
+            language_model(text={"kind": "tokens", "path": "a.bin"}, tokenizer={"kind": "byte"}),
+            language_model(text={"kind": "tokens", "path": "a.bin"}),
+            "'task.tokenizer.kind' is 'bpe', but 'task.text.kind' is 'tokens'",
+        ),
+    ],
+    "tokenizer_file_is_named": [
+        (
+            language_model(tokenizer={"kind": "file", "path": "gpt2"}),
+            language_model(tokenizer={"kind": "file"}),
+            "task.tokenizer.path is missing",
+        )
+    ],
+    "adapter_has_weights": [
+        (
+            language_model(weights="lab/small", adapter={"name": "lora"}),
+            language_model(adapter={"name": "lora"}),
+            "'task.adapter.name' is 'lora', but the weights that it would freeze are random",
+        )
+    ],
+    "validation_has_one_source": [
+        (
+            language_model(text={"validation_path": "b.txt"}),
+            language_model(text={"validation_path": "b.txt", "validation_share": 0.2}),
+            "task.text.validation_path names the validation text",
+        )
+    ],
+}
+
+
 def test_every_rule_has_its_cases() -> None:
     assert set(CASES) == {rule.__name__ for rule in RULES}
     assert all(rule.__doc__ for rule in RULES)
@@ -274,7 +325,12 @@ def other_value(path: str, name: str) -> Any:
         value = value[part]
     if isinstance(value, bool):
         return not value
-    return {"total_steps": 77, "decay_steps": 7, "block": 32, "vocabulary_size": 300}.get(name, 0.25)
+    counts = {"total_steps": 77, "decay_steps": 7, "block": 32, "vocabulary_size": 300}
+    counts |= {"max_bytes": 9, "max_documents": 9, "max_tokens": 9}
+    texts = {"on_broken": "skip"} | dict.fromkeys(
+        ("path", "end", "column", "subset", "split", "validation_path", "validation_split"), "other"
+    )
+    return (counts | texts).get(name, 0.25)
 
 
 def test_all_faults_are_told_at_once() -> None:

@@ -35,7 +35,7 @@ def test_the_defaults_come_from_the_schema() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_packaged_config_is_a_plan(name: str) -> None:
-    assert compose(config_name=name).name == name
+    assert compose(config_name=name).name == name.replace("_", "-")
 
 
 @pytest.mark.parametrize("option", OPTIONS)

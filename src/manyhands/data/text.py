@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,37 +44,27 @@ class Corpus:
     source: str
     training: tuple[Document, ...]
     validation: tuple[Document, ...]
-    unreadable: tuple[str, ...]  # files left out because they are not UTF-8
+    broken: tuple[str, ...]  # files left out because they are not UTF-8 or cannot be read
 
     def size_bytes(self) -> int:
         return sum(document.size_bytes for document in (*self.training, *self.validation))
 
 
 def read_corpus(source: TextSource, *, minimum_bytes: int = 2) -> Corpus:
-    """Read and split the text of `source`. Raises DataError if it is missing, empty, unreadable or too small.
+    """Read and split the text of `source`. Raises DataError if it is missing, empty or too small, or has a broken
+    file and `source.on_broken` is "stop".
 
     `minimum_bytes`: what each of the two parts must have at least. `source.max_bytes` cuts the last file.
     """
-    documents: list[Document] = []
-    unreadable: list[str] = []
     left = source.max_bytes
     if left is not None and left < 2 * minimum_bytes + _LONGEST_CHARACTER_BYTES:
         wanted = 2 * minimum_bytes + _LONGEST_CHARACTER_BYTES
         raise DataError(f"task.text.max_bytes is {left}: at least {wanted} bytes are needed; raise it")
-    root, files = _find(source.path)
-    for file in files:
-        if left is not None and left < _LONGEST_CHARACTER_BYTES:
-            break
-        name = file.relative_to(root).as_posix()
-        document = _read(file, name, left)
-        if document is None:
-            unreadable.append(name)
-        elif document.size_bytes:
-            documents.append(document)
-            left = None if left is None else left - document.size_bytes
-    if not documents:
-        raise DataError(_nothing(source, files, unreadable))
-    if len(documents) == 1:
+    broken: list[str] = []
+    documents = _documents(source, source.path, left, broken)
+    if source.validation_path is not None:
+        training, validation = documents, _documents(source, source.validation_path, None, broken)
+    elif len(documents) == 1:
         training, validation = _cut(documents[0], source.validation_share)
     else:
         training, validation = _split(documents, source.validation_share)
@@ -86,7 +76,33 @@ def read_corpus(source: TextSource, *, minimum_bytes: int = 2) -> Corpus:
                 f"{minimum_bytes} are needed: give more text, raise task.text.max_bytes, "
                 "or change task.text.validation_share"
             )
-    return Corpus(source=source.path, training=training, validation=validation, unreadable=tuple(unreadable))
+    return Corpus(source=source.path, training=training, validation=validation, broken=tuple(broken))
+
+
+def _documents(source: TextSource, path: str, left: int | None, broken: list[str]) -> tuple[Document, ...]:
+    """The documents of the files at `path`, `left` bytes of them at most; names of broken files go to `broken`.
+
+    Python's own source has tests of other encodings, so there a file that is not UTF-8 is nothing broken.
+    """
+    documents: list[Document] = []
+    root, files = _find(path)
+    for file in files:
+        if left is not None and left < _LONGEST_CHARACTER_BYTES:
+            break
+        name = file.relative_to(root).as_posix()
+        try:
+            document = _read(file, name, left)
+        except DataError:
+            if source.on_broken == "stop" and path != STDLIB:
+                raise
+            broken.append(name)
+            continue
+        if document.size_bytes:
+            documents.append(document)
+            left = None if left is None else left - document.size_bytes
+    if not documents:
+        raise DataError(_nothing(path, files, broken))
+    return tuple(documents)
 
 
 def _find(path: str) -> tuple[Path, list[Path]]:
@@ -119,21 +135,24 @@ def _walk(directory: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             yield entry
 
 
-def _read(file: Path, name: str, limit: int | None) -> Document | None:
-    """The file's first `limit` bytes at most, cut at a character; None if it is not UTF-8."""
+def _read(file: Path, name: str, limit: int | None) -> Document:
+    """The file's first `limit` bytes at most, cut at a character. Raises DataError if it is broken."""
+    or_skip = "or leave it out with task.text.on_broken=skip"
     try:
         with file.open("rb") as stream:
             data = stream.read() if limit is None else stream.read(limit + _LONGEST_CHARACTER_BYTES)
     except OSError as error:
         raise DataError(
-            f"text file {file} cannot be read: {error.strerror}; check its permissions"
+            f"text file {file} cannot be read: {error.strerror}; check its permissions, {or_skip}"
         ) from error
     if limit is not None and len(data) > limit:
         data = data[: _boundary(data, limit)]
     try:
         text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"text file {file} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; convert it, {or_skip}"
+        ) from None
     return _document(name, text, data, 0)
 
 
@@ -160,7 +179,7 @@ def _cut(document: Document, share: float) -> tuple[tuple[Document, ...], tuple[
     )
 
 
-def _split(documents: list[Document], share: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+def _split(documents: Sequence[Document], share: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
     """By file: in the order of the hash of their paths, files are for validation until the share is reached.
 
     A file that would take validation above twice its share is left to training, so that one giant does not
@@ -183,10 +202,11 @@ def _split(documents: list[Document], share: float) -> tuple[tuple[Document, ...
     return training, validation
 
 
-def _nothing(source: TextSource, files: list[Path], unreadable: list[str]) -> str:
-    where = f"task.text.path {source.path!r}"
-    if unreadable:
-        return f"{where}: none of {len(unreadable)} files is UTF-8, as {unreadable[0]!r}; convert them"
+def _nothing(path: str, files: list[Path], broken: list[str]) -> str:
+    where = f"task.text.path {path!r}"
+    if broken:
+        kinds = "; .parquet, .bin and .npy files need their task.text.kind"
+        return f"{where}: none of {len(broken)} files is UTF-8 text, as {broken[0]!r}; convert them{kinds}"
     if files:
         return f"{where}: {len(files)} files, all of them empty; give text"
     return f"{where}: no {', '.join(SUFFIXES)} files in it; give a file, or a directory that has some"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,29 +28,49 @@ def width_of(vocabulary_size: int) -> int:
     return 2 if vocabulary_size <= 1 << 16 else 4
 
 
+class TokenWriter:
+    """A token file that is being written, as a context: its header is completed when the context ends well."""
+
+    def __init__(self, path: Path, vocabulary_size: int) -> None:
+        self.count = 0
+        self._path, self._vocabulary_size = path, vocabulary_size
+        self._width = width_of(vocabulary_size)
+        self._file: BinaryIO
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        self._file.write(bytes(_HEADER.size))
+        return self
+
+    def write(self, chunk: npt.ArrayLike) -> None:
+        """Append ids (1-D integers). Raises DataError for an id that is not in the vocabulary."""
+        ids = np.asarray(chunk, dtype=np.int64)
+        if ids.size == 0:
+            return
+        if ids.min() < 0 or ids.max() >= self._vocabulary_size:
+            raise DataError(
+                f"{self._path.name}: token ids {ids.min()}..{ids.max()} do not lie within a vocabulary of "
+                f"{self._vocabulary_size}: tokenizer and vocabulary size do not belong together"
+            )
+        self._file.write(ids.astype(f"<u{self._width}").tobytes())
+        self.count += ids.size
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file as file:
+            if kind is None:
+                file.seek(0)
+                file.write(_HEADER.pack(_MAGIC, self._width, self._vocabulary_size, self.count))
+
+
 def write_tokens(path: Path, chunks: Iterable[npt.ArrayLike], vocabulary_size: int) -> int:
     """Write the ids of `chunks` (each 1-D integers) one after the other; returns how many tokens there are.
 
     Holds one chunk at a time. Raises DataError for an id that is not in the vocabulary.
     """
-    width = width_of(vocabulary_size)
-    count = 0
-    with path.open("wb") as file:
-        file.write(bytes(_HEADER.size))
+    with TokenWriter(path, vocabulary_size) as file:
         for chunk in chunks:
-            ids = np.asarray(chunk, dtype=np.int64)
-            if ids.size == 0:
-                continue
-            if ids.min() < 0 or ids.max() >= vocabulary_size:
-                raise DataError(
-                    f"{path.name}: token ids {ids.min()}..{ids.max()} do not lie within a vocabulary of "
-                    f"{vocabulary_size}: tokenizer and vocabulary size do not belong together"
-                )
-            file.write(ids.astype(f"<u{width}").tobytes())
-            count += ids.size
-        file.seek(0)
-        file.write(_HEADER.pack(_MAGIC, width, vocabulary_size, count))
-    return count
+            file.write(chunk)
+    return file.count
 
 
 def open_tokens(path: Path) -> TokenArray:

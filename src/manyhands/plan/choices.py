@@ -30,8 +30,32 @@ CHOICES: Final[Mapping[str, Choice]] = {
     "task.tokenizer": Choice(
         tag="kind",
         default="bpe",
-        idle={"byte": ("vocabulary_size",), "character": ("vocabulary_size",)},
+        idle={
+            "byte": ("vocabulary_size", "path", "end"),
+            "character": ("vocabulary_size", "path", "end"),
+            "bpe": ("path", "end"),
+            "file": ("vocabulary_size",),
+        },
     ),
+    "task.text": Choice(
+        tag="kind",
+        default="files",
+        idle={
+            "files": ("max_documents", "max_tokens", "column", "subset", "split", "validation_split"),
+            "tokens": (
+                "max_bytes",
+                "max_documents",
+                "column",
+                "subset",
+                "split",
+                "validation_split",
+                "on_broken",
+            ),
+            "parquet": ("max_bytes", "subset", "split", "validation_split"),
+            "hub": ("max_bytes", "validation_path"),
+        },
+    ),
+    "task.adapter": Choice(tag="name", default="lora", whole=True),
     "local": Choice(
         tag="kind",
         default="steps",

@@ -171,6 +171,72 @@ def model_is_described(plan: Plan) -> str | None:
     )
 
 
+def weights_bring_their_model(plan: Plan) -> str | None:
+    """With `task.weights` the model is that of the weights: `task.model_type` and `task.model` are left out."""
+    task, usual = plan.task, LanguageModelTask()
+    if not isinstance(task, LanguageModelTask) or task.weights is None:
+        return None
+    if task.model_type == usual.model_type and task.model == usual.model:
+        return None
+    return (
+        f"'task.weights' is {shown(task.weights)}, and the model is that of the weights: leave task.model_type and "
+        "task.model out, or leave task.weights out for random weights."
+    )
+
+
+def tokens_are_those_of_the_weights(plan: Plan) -> str | None:
+    """With `task.weights`, or with text that is tokens already, a tokenizer is not trained: its ids have a
+    meaning."""
+    task = plan.task
+    if not isinstance(task, LanguageModelTask):
+        return None
+    kind, weights, tokens = task.tokenizer.kind, task.weights, task.text.kind == "tokens"
+    if kind == "file" or (weights is None and (not tokens or kind == "byte")):
+        return None
+    why = f"'task.weights' is {shown(weights)}" if weights is not None else "'task.text.kind' is 'tokens'"
+    return (
+        f"'task.tokenizer.kind' is '{kind}', but {why}, where each token id has a meaning already: set "
+        "task.tokenizer.kind to 'file' and task.tokenizer.path to the tokenizer that the ids are of."
+    )
+
+
+def tokenizer_file_is_named(plan: Plan) -> str | None:
+    """A tokenizer of kind `file` has a `task.tokenizer.path`."""
+    task = plan.task
+    if not isinstance(task, LanguageModelTask) or task.tokenizer.kind != "file" or task.tokenizer.path:
+        return None
+    return (
+        "'task.tokenizer.kind' is 'file', but task.tokenizer.path is missing: give a tokenizer.json, or a directory "
+        "with one."
+    )
+
+
+def adapter_has_weights(plan: Plan) -> str | None:
+    """`task.adapter` comes with `task.weights`: beside random weights there is nothing to adapt."""
+    task = plan.task
+    if not isinstance(task, LanguageModelTask) or task.adapter is None or task.weights is not None:
+        return None
+    return (
+        f"'task.adapter.name' is '{task.adapter.name}', but the weights that it would freeze are random: give "
+        "task.weights, or leave task.adapter out."
+    )
+
+
+def validation_has_one_source(plan: Plan) -> str | None:
+    """Text with its own validation path or split has no share for validation."""
+    task = plan.task
+    if not isinstance(task, LanguageModelTask):
+        return None
+    text, usual = task.text, LanguageModelTask().text.validation_share
+    own = "validation_path" if text.validation_path is not None else "validation_split"
+    if getattr(text, own) is None or text.validation_share == usual:
+        return None
+    return (
+        f"'task.text.validation_share' is {text.validation_share}, but task.text.{own} names the validation text: "
+        "leave one of them out."
+    )
+
+
 # ------------------------------------------------------------------------------ who takes part, and when
 def clients_within_bounds(plan: Plan) -> str | None:
     """`membership.min_clients` is at most `max_clients`."""
@@ -240,6 +306,11 @@ RULES: Final[tuple[Rule, ...]] = (
     mesh_publishes_no_change,
     dummy_tensors_fit,
     model_is_described,
+    weights_bring_their_model,
+    tokens_are_those_of_the_weights,
+    tokenizer_file_is_named,
+    adapter_has_weights,
+    validation_has_one_source,
     clients_within_bounds,
     quorum_can_be_reached,
     allow_list_is_filled,

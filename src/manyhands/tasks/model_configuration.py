@@ -10,9 +10,9 @@ them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -20,7 +20,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.utils import logging as transformers_logging
 
 from manyhands.errors import PlanError
-from manyhands.plan.tasks import LanguageModelTask
+from manyhands.plan.language_model import LanguageModelTask
+
+T = TypeVar("T")
 
 ATTENTION = "sdpa"
 """Measured with a GPT of 4 layers, 4 heads, 128 wide at 12 x 64 tokens in fp32 on two CPU cores: sdpa is
@@ -35,7 +37,9 @@ _FILLED_IN = (
     "dtype",
     "torch_dtype",
 )
-_CONTEXT = "max_position_embeddings"  # every causal configuration has it, gpt2 as another name of n_positions
+CONTEXT: Final = (
+    "max_position_embeddings"  # every causal configuration has it, gpt2 as another name of n_positions
+)
 
 
 def model_configuration(task: LanguageModelTask, vocabulary_size: int, end_id: int) -> dict[str, Any]:
@@ -64,19 +68,38 @@ def model_configuration(task: LanguageModelTask, vocabulary_size: int, end_id: i
         config = AutoConfig.for_model(task.model_type, **values)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise PlanError(f"task.model for {task.model_type!r}: {_first_lines(error)}") from error
-    named = {_CONTEXT, config.attribute_map.get(_CONTEXT, _CONTEXT)} & set(task.model)
+    named = {CONTEXT, config.attribute_map.get(CONTEXT, CONTEXT)} & set(task.model)
     if not named:
-        setattr(config, _CONTEXT, task.block_size)
-    elif getattr(config, _CONTEXT) < task.block_size:
+        setattr(config, CONTEXT, task.block_size)
+    elif getattr(config, CONTEXT) < task.block_size:
         raise PlanError(
-            f"task.model.{named.pop()} is {getattr(config, _CONTEXT)}, less than task.block_size "
+            f"task.model.{named.pop()} is {getattr(config, CONTEXT)}, less than task.block_size "
             f"{task.block_size}: leave it out, or make it at least as large"
         )
     config.vocab_size = vocabulary_size
     config.bos_token_id = config.eos_token_id = end_id
     config.pad_token_id = None
+    return as_trained(config)
+
+
+def as_trained(config: Any) -> dict[str, Any]:
+    """A configuration as plain data, of a model in fp32."""
     config.dtype = "float32"
     return dict(config.to_dict())
+
+
+def causal_configuration(values: Mapping[str, Any], where: str) -> Any:
+    """A configuration object of transformers from the plain data of `where`. Raises PlanError if there is no causal
+    language model for it.
+    """
+    model_type = values.get("model_type")
+    try:
+        config = AutoConfig.for_model(**values)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise PlanError(f"{where}, model_type {model_type!r}: {_first_lines(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise PlanError(f"{where}: model_type {model_type!r} is no causal language model; give one, as gpt2")
+    return config
 
 
 def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
@@ -86,13 +109,23 @@ def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
     values = {key: value for key, value in configuration.items() if key != "transformers_version"}
     config = AutoConfig.for_model(**values)
     try:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+        model = with_attention(
+            lambda attention: AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        )
     except ValueError as error:
-        if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
-            raise PlanError(f"model_type {config.model_type!r}: {_first_lines(error)}") from error
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        raise PlanError(f"model_type {config.model_type!r}: {_first_lines(error)}") from error
     module: torch.nn.Module = model.float().train()
     return module
+
+
+def with_attention(make: Callable[[str], T]) -> T:
+    """What `make` gives with the name of our attention, or with "eager" for a model that has no other."""
+    try:
+        return make(ATTENTION)
+    except ValueError as error:
+        if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
+            raise
+        return make("eager")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""The tokenizers of the language model task: bytes, characters, or byte-level BPE trained on the run's own
-text.
+"""The tokenizers of the language model task: bytes, characters, byte-level BPE trained on the run's own text, or
+one that exists already (tokenizer_files.py).
 
-All three are `tokenizers` objects, saved as one tokenizer.json that transformers loads; encoding a text and
+The first three are `tokenizers` objects, saved as one tokenizer.json that transformers loads; encoding a text and
 decoding it again gives the text back (characters: those that the training text has). Deterministic: the same
 documents give the same file, whatever the number of threads.
 
@@ -12,6 +12,7 @@ text. UNKNOWN exists for characters alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 from manyhands.errors import DataError
-from manyhands.plan.tasks import Tokenizer
+from manyhands.plan.language_model import Tokenizer
+from manyhands.tasks.tokenizer_files import load_tokenizer
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
@@ -31,10 +33,32 @@ LARGEST_VOCABULARY = 65_536
 _BATCH_CHARACTERS = 2_000_000  # per call: enough to keep the threads busy, little enough to stay in memory
 
 
-def make_tokenizer(settings: Tokenizer, documents: Sequence[str]) -> FastTokenizer:
-    """A tokenizer of the wanted kind for these training documents. Raises DataError if they cannot give
-    one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTokenizer:
+    """A tokenizer, and its token that ends a text."""
+
+    fast: FastTokenizer
+    end: str = END
+
+    @property
+    def size(self) -> int:
+        """Token ids are below this."""
+        return 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def end_id(self) -> int:
+        found = self.fast.token_to_id(self.end)
+        assert found is not None, "make_tokenizer gives none without its end"
+        return found
+
+
+def make_tokenizer(settings: Tokenizer, documents: Sequence[str]) -> RunTokenizer:
+    """The tokenizer of the wanted kind for these training documents, or from its file. Raises DataError if they
+    cannot give one.
     """
+    if settings.kind == "file":
+        fast, end = load_tokenizer(settings.path or "", settings.end)
+        return RunTokenizer(fast=fast, end=end)
     if settings.kind == "byte":
         tokenizer = _bytes()
     elif settings.kind == "character":
@@ -42,27 +66,20 @@ def make_tokenizer(settings: Tokenizer, documents: Sequence[str]) -> FastTokeniz
     else:
         tokenizer = _byte_pairs(settings.vocabulary_size, documents)
     tokenizer.add_special_tokens([AddedToken(END, normalized=False, special=True)])
-    return tokenizer
+    return RunTokenizer(fast=tokenizer)
 
 
-def end_id_of(tokenizer: FastTokenizer) -> int:
-    """The id of END, which every tokenizer made here has."""
-    found: int | None = tokenizer.token_to_id(END)
-    if found is None:
-        raise DataError(f"the tokenizer has no {END!r}: it was not made for this task; prepare the run again")
-    return found
-
-
-def encode(tokenizer: FastTokenizer, documents: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
+def encode(tokenizer: RunTokenizer, documents: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
     """The ids of each document, END behind it, in order; several documents at a time on all threads."""
-    end = np.array([end_id_of(tokenizer)], dtype=np.int64)
-    tokenizer.encode_special_tokens = True  # a document that contains "<|endoftext|>" does not end there
+    fast = tokenizer.fast
+    end = np.array([tokenizer.end_id], dtype=np.int64)
+    fast.encode_special_tokens = True  # a document that contains "<|endoftext|>" does not end there
     try:
         for batch in _batches(documents):
-            for encoding in tokenizer.encode_batch_fast(batch):
+            for encoding in fast.encode_batch_fast(batch, add_special_tokens=False):
                 yield np.concatenate([np.asarray(encoding.ids, dtype=np.int64), end])
     finally:
-        tokenizer.encode_special_tokens = False
+        fast.encode_special_tokens = False
 
 
 def _batches(documents: Sequence[str]) -> Iterator[list[str]]:

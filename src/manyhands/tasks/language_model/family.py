@@ -1,0 +1,140 @@
+"""How language models are prepared and opened.
+
+`prepare` runs once per run: it writes the text's materials (materials.py), model.json and the first weights, random
+or existing ones. `open` needs the materials and nothing else: a client never reads the text, and the weights come to
+it in the run's snapshots, those that an adapter leaves frozen too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer as FastTokenizer
+
+from manyhands.data.tokens import open_tokens
+from manyhands.errors import DataError, PlanError
+from manyhands.plan.descriptor import Parameter
+from manyhands.plan.language_model import LanguageModelTask
+from manyhands.plan.schema import Plan
+from manyhands.tasks.language_model.adapter import with_adapter
+from manyhands.tasks.language_model.existing_weights import (
+    existing_configuration,
+    load_existing,
+    weights_directory,
+)
+from manyhands.tasks.language_model.materials import (
+    SPLIT,
+    TOKENIZER,
+    TRAIN_TOKENS,
+    VALIDATION_TOKENS,
+    write_json,
+    write_text_materials,
+)
+from manyhands.tasks.language_model.opened import LanguageModel
+from manyhands.tasks.model_configuration import build_model, model_configuration
+from manyhands.tasks.protocol import Prepared, Task
+
+MODEL = "model.json"
+FIRST_WEIGHTS = "first.safetensors"
+
+
+class LanguageModelFamily:
+    """Implements tasks.protocol.TaskFamily."""
+
+    def prepare(self, plan: Plan, directory: Path) -> Prepared:
+        """Write materials and first weights into `directory`. Raises DataError for the text, a tokenizer or existing
+        weights, PlanError for the model, MissingExtra.
+        """
+        task = _settings(plan)
+        directory.mkdir(parents=True, exist_ok=True)
+        existing = None if task.weights is None else weights_directory(task.weights)
+        text = write_text_materials(task, directory)
+        tokens = {"vocabulary_size": text.tokenizer.size, "end_id": text.tokenizer.end_id}
+        if existing is None:
+            configuration = model_configuration(task, **tokens)
+        else:
+            configuration = existing_configuration(existing, block_size=task.block_size, **tokens)
+        write_json(directory / MODEL, configuration)
+
+        model = _first_model(configuration, plan, task, existing)
+        parameters = dict(model.named_parameters())
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in parameters.items()},
+            directory / FIRST_WEIGHTS,
+        )
+        materials = (TRAIN_TOKENS, VALIDATION_TOKENS, TOKENIZER, SPLIT, MODEL)
+        return Prepared(
+            materials={name: directory / name for name in materials},
+            samples=text.samples,
+            parameters=tuple(
+                Parameter(name=name, shape=tuple(tensor.shape), trainable=tensor.requires_grad)
+                for name, tensor in parameters.items()
+            ),
+            first_weights=directory / FIRST_WEIGHTS,
+        )
+
+    def open(self, plan: Plan, materials: Path) -> Task:
+        """The task over materials that `prepare` wrote. Raises DataError if one is missing or not whole."""
+        settings = _settings(plan)
+        try:
+            configuration = json.loads((materials / MODEL).read_text(encoding="utf-8"))
+            tokenizer = FastTokenizer.from_file(str(materials / TOKENIZER))
+        except OSError as error:
+            raise DataError(
+                f"material {error.filename}: {error.strerror}; prepare or fetch the run's materials"
+            ) from error
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise DataError(
+                f"material {materials / TOKENIZER} or {MODEL}: {error}; fetch the run's materials again"
+            ) from error
+        return LanguageModel(
+            block_size=settings.block_size,
+            configuration=configuration,
+            tokenizer=tokenizer,
+            training=open_tokens(materials / TRAIN_TOKENS),
+            validation=open_tokens(materials / VALIDATION_TOKENS),
+            adapter=settings.adapter,
+            base=_absolute(settings.weights),
+        )
+
+
+FAMILY = LanguageModelFamily()
+
+
+def _settings(plan: Plan) -> LanguageModelTask:
+    if not isinstance(plan.task, LanguageModelTask):
+        raise PlanError(f"task.name is {plan.task.name!r}, and this is the family of language_model")
+    return plan.task
+
+
+def _absolute(weights: str | None) -> str | None:
+    """A checkpoint outlives the working directory; a name on the Hub stays one."""
+    if weights is None or not (path := Path(weights).expanduser()).exists():
+        return weights
+    return str(path.resolve())
+
+
+def _first_model(
+    configuration: dict[str, Any], plan: Plan, task: LanguageModelTask, existing: Path | None
+) -> torch.nn.Module:
+    """The model with its first weights: existing ones, or from the plan's seed, from which those of an adapter come
+    too. The global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        model = build_model(configuration) if existing is None else load_existing(existing, configuration)
+        torch.manual_seed(plan.seed)
+        if task.adapter is not None:
+            model = with_adapter(model, task.adapter)
+    parameters = set(dict(model.named_parameters(remove_duplicate=False)))
+    buffers = sorted(set(model.state_dict()) - parameters)
+    if buffers and plan.buffers != "keep_local":
+        raise PlanError(
+            f"model_type {configuration['model_type']!r} has buffers that are part of its state ({buffers[0]}, "
+            f"{len(buffers)} in all), and buffers is {plan.buffers!r}: set buffers=keep_local or use another model"
+        )
+    return model
