@@ -37,6 +37,8 @@ from manyhands.tasks.language_model.materials import (
 from manyhands.tasks.language_model.opened import LanguageModel
 from manyhands.tasks.model_configuration import build_model, model_configuration
 from manyhands.tasks.protocol import Prepared, Task
+from manyhands.tasks.received_configuration import check_received
+from manyhands.tasks.tokenizer import RunTokenizer
 
 MODEL = "model.json"
 FIRST_WEIGHTS = "first.safetensors"
@@ -78,7 +80,9 @@ class LanguageModelFamily:
         )
 
     def open(self, plan: Plan, materials: Path) -> Task:
-        """The task over materials that `prepare` wrote. Raises DataError if one is missing or not whole."""
+        """The task over materials that `prepare` wrote. Raises DataError if one is missing, not whole or not what the
+        plan implies; PlanError if one names code.
+        """
         settings = _settings(plan)
         try:
             configuration = json.loads((materials / MODEL).read_text(encoding="utf-8"))
@@ -91,6 +95,13 @@ class LanguageModelFamily:
             raise DataError(
                 f"material {materials / TOKENIZER} or {MODEL}: {error}; fetch the run's materials again"
             ) from error
+        check_received(
+            configuration,
+            settings,
+            vocabulary_size=RunTokenizer(fast=tokenizer).size,
+            where=MODEL,
+            existing=settings.weights is not None,
+        )
         return LanguageModel(
             block_size=settings.block_size,
             configuration=configuration,
