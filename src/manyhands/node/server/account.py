@@ -77,8 +77,10 @@ class Account:
         return self._noted
 
     async def rounds(self) -> list[dict[str, Any]]:
-        """The ledger: every closed round, who was assigned what, what came of it, and why."""
-        noted = await self.noted()
+        """The ledger: every closed round, who was assigned what, what came of it, and why. It waits for all of it."""
+        wanted = self._driver.state.sequence
+        while (noted := await self.noted()).sequence < wanted and not self._driver.stopping.is_set():
+            pass
         return await asyncio.to_thread(self._dumped, noted)
 
     def _dumped(self, noted: Noted) -> list[dict[str, Any]]:
