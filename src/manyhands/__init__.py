@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from manyhands.identity.keys import Identity
     from manyhands.node.client import ClientOptions, join
     from manyhands.node.server import ServerOptions, serve
+    from manyhands.plan.grids import GeneratedGrids, GridSet, GridsTask, PixelModel
     from manyhands.plan.resolve import load_plan, resolve
     from manyhands.plan.schema import (
         Codec,
@@ -48,6 +49,7 @@ _HOMES = {
     "manyhands.identity.keys": ("Identity",),
     "manyhands.node.client": ("ClientOptions", "join"),
     "manyhands.node.server": ("ServerOptions", "serve"),
+    "manyhands.plan.grids": ("GeneratedGrids", "GridSet", "GridsTask", "PixelModel"),
     "manyhands.plan.resolve": ("load_plan", "resolve"),
     "manyhands.plan.schema": (
         "Codec",
@@ -76,6 +78,9 @@ __all__ = [
     "DummyTask",
     "Evaluation",
     "Features",
+    "GeneratedGrids",
+    "GridSet",
+    "GridsTask",
     "Identity",
     "InnerOptimizer",
     "LanguageModelTask",
@@ -84,6 +89,7 @@ __all__ = [
     "Membership",
     "Merge",
     "OuterOptimizer",
+    "PixelModel",
     "Plan",
     "RecordedRun",
     "Replayed",

@@ -116,6 +116,49 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
             "hidden_size",
         ),
     ],
+    "grid_heads_divide_the_width": [
+        (
+            {"task": {"name": "grids", "model": {"width": 12, "heads": 3}}},
+            {"task": {"name": "grids", "model": {"width": 12, "heads": 5}}},
+            "'task.model.heads' is 5.*width 12: choose 1, 2, 3, 4, 6 or 12",
+        )
+    ],
+    "grid_sets_are_distinct": [
+        (
+            {
+                "task": {
+                    "name": "grids",
+                    "evaluation": [{"name": "a", "path": "x"}, {"name": "b", "path": "x"}],
+                }
+            },
+            {
+                "task": {
+                    "name": "grids",
+                    "evaluation": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}],
+                }
+            },
+            "has the name 'a', which is taken",
+        ),
+        (
+            {},
+            {"task": {"name": "grids", "evaluation": [{"name": "training", "path": "x"}]}},
+            "'training', which is taken",
+        ),
+    ],
+    "generated_grids_are_used": [
+        (
+            {"task": {"name": "grids", "training": "x", "generated": {"examples": 3}}},
+            {
+                "task": {
+                    "name": "grids",
+                    "training": "x",
+                    "evaluation": [{"name": "a", "path": "x"}],
+                    "generated": {"examples": 3},
+                }
+            },
+            "all sets are read from files",
+        )
+    ],
     "clients_within_bounds": [
         (
             {"membership": {"min_clients": 4, "max_clients": 4}},

@@ -8,13 +8,20 @@ import pytest
 
 from manyhands.errors import PlanError, Refused
 from manyhands.plan.schema import Plan
-from manyhands.plan.tasks import CustomTask, DummyTask, LanguageModelTask, SurvivalTask, TabularTask
+from manyhands.plan.tasks import (
+    CustomTask,
+    DummyTask,
+    GridsTask,
+    LanguageModelTask,
+    SurvivalTask,
+    TabularTask,
+)
 from manyhands.tasks.registry import FAMILIES, family_of
 
 
 def test_every_task_of_the_schema_has_a_family() -> None:
-    assert set(FAMILIES) == {"language_model", "tabular", "survival", "dummy"}
-    for task in (LanguageModelTask(), TabularTask(), SurvivalTask(), DummyTask()):
+    assert set(FAMILIES) == {"language_model", "grids", "tabular", "survival", "dummy"}
+    for task in (LanguageModelTask(), GridsTask(), TabularTask(), SurvivalTask(), DummyTask()):
         family = family_of(Plan(task=task))
         assert callable(family.prepare)
         assert callable(family.open)

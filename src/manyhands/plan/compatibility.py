@@ -14,7 +14,7 @@ from manyhands.config import shown
 from manyhands.errors import PlanError
 from manyhands.plan.choices import CHOICES
 from manyhands.plan.schema import Plan
-from manyhands.plan.tasks import DummyTask, LanguageModelTask
+from manyhands.plan.tasks import DummyTask, GridsTask, LanguageModelTask
 
 Rule = Callable[[Plan], str | None]
 
@@ -237,6 +237,39 @@ def validation_has_one_source(plan: Plan) -> str | None:
     )
 
 
+def grid_heads_divide_the_width(plan: Plan) -> str | None:
+    """The heads of a grids model (`task.model.heads`) divide its width."""
+    task = plan.task
+    if not isinstance(task, GridsTask) or task.model.width % task.model.heads == 0:
+        return None
+    width = task.model.width
+    choices = [str(heads) for heads in range(1, min(width, 32) + 1) if width % heads == 0]
+    return (
+        f"'task.model.heads' is {task.model.heads}, which does not divide task.model.width {width}: choose "
+        f"{' or '.join([', '.join(choices[:-1]), choices[-1]] if choices[1:] else choices)}."
+    )
+
+
+def grid_sets_are_distinct(plan: Plan) -> str | None:
+    """The sets of `task.evaluation` have different names, none of them `training`."""
+    task = plan.task
+    names = [part.name for part in task.evaluation] if isinstance(task, GridsTask) else []
+    taken = sorted(name for name in {"training", *names} if ["training", *names].count(name) > 1)
+    if not taken:
+        return None
+    return f"'task.evaluation' has the name '{taken[0]}', which is taken: give each set a name of its own."
+
+
+def generated_grids_are_used(plan: Plan) -> str | None:
+    """`task.generated` is for sets that are generated."""
+    task = plan.task
+    if not isinstance(task, GridsTask) or task.generated == GridsTask().generated:
+        return None
+    if "generated" in (task.training, *(part.path for part in task.evaluation)):
+        return None
+    return "'task.generated' says how puzzles are generated, but all sets are read from files: leave it out."
+
+
 # ------------------------------------------------------------------------------ who takes part, and when
 def clients_within_bounds(plan: Plan) -> str | None:
     """`membership.min_clients` is at most `max_clients`."""
@@ -311,6 +344,9 @@ RULES: Final[tuple[Rule, ...]] = (
     tokenizer_file_is_named,
     adapter_has_weights,
     validation_has_one_source,
+    grid_heads_divide_the_width,
+    grid_sets_are_distinct,
+    generated_grids_are_used,
     clients_within_bounds,
     quorum_can_be_reached,
     allow_list_is_filled,

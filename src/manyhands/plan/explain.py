@@ -81,7 +81,15 @@ def _settings(section: BaseModel, default: BaseModel, path: str) -> Iterator[Set
         if isinstance(value, BaseModel):
             yield from _settings(value, usual, f"{path}{name}.")
         else:
-            yield Setting(path=path + name, value=value, default=usual, doc=_one_line(field.description))
+            doc = _one_line(field.description)
+            yield Setting(path=path + name, value=_plain(value), default=_plain(usual), doc=doc)
+
+
+def _plain(value: Any) -> Any:
+    """A list of sections as plain data."""
+    if isinstance(value, tuple):
+        return tuple(item.model_dump() if isinstance(item, BaseModel) else item for item in value)
+    return value
 
 
 def _one_line(doc: str | None) -> str:

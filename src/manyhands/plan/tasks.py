@@ -7,6 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from manyhands.config import Settings
+from manyhands.plan.grids import GeneratedGrids as GeneratedGrids
+from manyhands.plan.grids import GridSet as GridSet
+from manyhands.plan.grids import GridsTask as GridsTask
+from manyhands.plan.grids import PixelModel as PixelModel
 from manyhands.plan.language_model import LanguageModelTask as LanguageModelTask
 from manyhands.plan.language_model import TextSource as TextSource
 from manyhands.plan.language_model import Tokenizer as Tokenizer
@@ -47,5 +51,6 @@ class CustomTask(Settings):
 
 
 TaskSettings = Annotated[
-    LanguageModelTask | TabularTask | SurvivalTask | DummyTask | CustomTask, Field(discriminator="name")
+    LanguageModelTask | GridsTask | TabularTask | SurvivalTask | DummyTask | CustomTask,
+    Field(discriminator="name"),
 ]

@@ -18,6 +18,7 @@ from manyhands.tasks.protocol import TaskFamily
 
 FAMILIES: Final[Mapping[str, str]] = {
     "language_model": "manyhands.tasks.language_model:FAMILY",
+    "grids": "manyhands.tasks.grids:FAMILY",
     "tabular": "manyhands.tasks.tabular:FAMILY",
     "survival": "manyhands.tasks.survival:FAMILY",
     "dummy": "manyhands.tasks.dummy:FAMILY",
