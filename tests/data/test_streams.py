@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from manyhands.data.streams import Broken, Side, streams
-from manyhands.errors import DataError
+from manyhands.errors import DataError, MissingExtra
 from manyhands.plan.language_model import TextSource
 
 pa = pytest.importorskip("pyarrow")
@@ -90,6 +91,14 @@ def test_no_parquet_file_there(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere.parquet"):
         with pytest.raises(DataError, match="no Parquet file there"):
             read(parquet(path))
+
+
+@pytest.mark.parametrize(("kind", "package"), [("parquet", "pyarrow"), ("hub", "datasets")])
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, kind: Any, package: str) -> None:
+    for module in (package, "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=rf"task\.text\.kind={kind}.*pip install 'manyhands\[hub\]'"):
+        read(TextSource(kind=kind, path="lab/texts"))
 
 
 def test_a_data_set_is_streamed_by_split_and_column(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from manyhands.errors import DataError, PlanError
+from manyhands.errors import DataError, MissingExtra, PlanError
 from manyhands.plan.choices import overlay
 from manyhands.plan.language_model import Adapter
 from manyhands.plan.resolve import resolve
@@ -112,6 +113,14 @@ def test_a_sample_of_an_adapter(prepared: tuple[Prepared, Task], tmp_path: Path)
     )
     with pytest.raises(DataError, match="base_model_name_or_path"):
         sample_text(tmp_path, prompt="hands", tokens=5)
+
+
+def test_without_peft_the_extra_is_named(
+    tuning_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtra, match=r"task\.adapter needs.*pip install 'manyhands\[lora\]'"):
+        FAMILY.prepare(tuning_plan(adapter=LORA), tmp_path)
 
 
 def test_targets_are_as_named(tuning_plan: MakePlan, tmp_path: Path) -> None:
