@@ -2,9 +2,10 @@
 
     GET  /blobs/{id}/manifest        the manifest, canonical JSON
     GET  /blobs/{id}/chunks/{index}  one chunk; its ETag is its SHA-256
-    PUT  /blobs/{id}                 a manifest: begin, or go on with, an upload; answers {"missing": [index,
-    ...]} PUT  /blobs/{id}/chunks/{index}  one chunk, of exactly its length POST /blobs/{id}/complete
-    answers {"blob": id, "size_bytes": n} once the blob is durable
+    PUT  /blobs/{id}                 a manifest: begin, or go on with, an upload;
+                                     answers {"missing": [index, ...]}
+    PUT  /blobs/{id}/chunks/{index}  one chunk, of exactly its length
+    POST /blobs/{id}/complete        answers {"blob": id, "size_bytes": n} once the blob is durable
 
 Every fault is answered as {"error": {"code", "message"}}. Nothing larger than one chunk is ever in memory per
 request, and at most `max_bodies` chunks at once, whoever sends: later ones wait unread. Hashing and the disk
