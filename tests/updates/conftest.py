@@ -41,7 +41,10 @@ def merged_dict(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def make_plan(**changes: Any) -> Plan:
-    return Plan.parse(merged_dict(BASE, changes))
+    data = merged_dict(BASE, changes)
+    if data["local"].get("kind") == "gradient":  # which has no use for an optimizer
+        del data["local"]["optimizer"]
+    return Plan.parse(data)
 
 
 def make_parameters(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Parameter, ...]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from manyhands.errors import PlanError, UpdateError, WorkerError
+from manyhands.plan.compatibility import check
 from manyhands.updates import functions
 from manyhands.updates.snapshots import fingerprint_of, public_arrays
 from manyhands.updates.types import Local, Outer, Public, Trained
@@ -313,7 +314,7 @@ def test_a_trainer_whose_tensors_do_not_fit_is_an_error(make, start, tensors):
 )
 def test_what_is_not_carried_out_is_refused(make, changes):
     with pytest.raises(PlanError):
-        functions.check_supported(make.plan(**changes))
+        check(make.plan(**changes))
 
 
 def test_zero_learning_rates_leave_the_control_variate(make, start):

@@ -26,10 +26,11 @@ import numpy as np
 from manyhands.coordination.types import Closing
 from manyhands.errors import StorageError, UpdateError
 from manyhands.plan import wire
+from manyhands.plan.compatibility import check
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.updates import snapshots, tensorfile
-from manyhands.updates.functions import check_supported, clients_of
+from manyhands.updates.functions import clients_of
 from manyhands.updates.merge import Merger
 from manyhands.updates.outer import advance_arrays
 from manyhands.updates.tensorfile import TensorFile
@@ -77,7 +78,7 @@ class Aggregation:
         plan_hash: str = "",
         threads: int | None = None,
     ) -> None:
-        check_supported(plan)
+        check(plan)
         self._plan, self._parameters, self._directory, self._threads = plan, parameters, directory, threads
         self._merger = Merger(plan, parameters, threads=threads)
         self._added: list[_Added] = []

@@ -22,8 +22,9 @@ from dataclasses import replace
 import numpy as np
 
 from manyhands.coordination.types import Assignment, Closing, RoundTerms
-from manyhands.errors import PlanError, UpdateError, WorkerError
+from manyhands.errors import UpdateError, WorkerError
 from manyhands.plan import wire
+from manyhands.plan.compatibility import check
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.updates.checks import norms_of
@@ -40,7 +41,6 @@ from manyhands.updates.types import (
     Outer,
     Pending,
     Public,
-    Tensors,
     Trained,
     Trainer,
     Update,
@@ -63,11 +63,11 @@ def work(
     Raises UpdateError when the result is not finite (the work diverged), WorkerError when the trainer gives
     tensors that do not fit, and what the trainer raises: Abandoned, for one.
     """
-    check_supported(plan)
+    check(plan)
     local = local_at_start(local, assignment, plan)
     wrap = like(public.weights)
     trained = _train(public, local, assignment, terms, plan, parameters, trainer)
-    intended = _intended(public, local, trained, terms, plan, parameters)
+    intended = _intended(public, trained, terms, plan, parameters)
     tensors, lost, sent = _encode(intended, local, plan)
     norms = norms_of(
         plan.codec, wire.channels(plan), parameters, tensors, where=f"the work of {assignment.id}"
@@ -127,7 +127,7 @@ def advance(
     parameters: Sequence[Parameter],
 ) -> tuple[Arrays, Outer]:
     """One step of the outer optimizer: the encoded change of `public`, and the outer state behind it."""
-    check_supported(plan)
+    check(plan)
     wrap = like(public.weights)
     before = complete_outer(outer, plan, parameters)
     change = empty_like(wire.change_schema(plan, parameters))
@@ -195,12 +195,6 @@ def local_at_start(local: Local, assignment: Assignment, plan: Plan) -> Local:
     return local
 
 
-def starting_weights(public: Public, local: Local, plan: Plan) -> Tensors:
-    """Where work starts: without lag at public's weights; with it, at the client's own, which adopt mixes."""
-    del local, plan
-    return public.weights
-
-
 def _without(local: Local, round_number: int) -> Local:
     return replace(local, pending={r: p for r, p in local.pending.items() if r != round_number})
 
@@ -220,7 +214,7 @@ def _train(
     parameters: Sequence[Parameter],
     trainer: Trainer,
 ) -> Trained:
-    weights = starting_weights(public, local, plan)
+    weights = public.weights
     if plan.local.kind == "gradient":
         return trainer.gradient(weights, assignment)
     correction = None
@@ -241,7 +235,6 @@ def _train(
 
 def _intended(
     public: Public,
-    local: Local,
     trained: Trained,
     terms: RoundTerms,
     plan: Plan,
@@ -252,7 +245,7 @@ def _intended(
     names = [p.name for p in wire.trainable(parameters)]
     if plan.local.kind == "gradient":
         return {MAIN: {name: ends[name] for name in names}}
-    starts = as_arrays(starting_weights(public, local, plan))
+    starts = as_arrays(public.weights)
     intended = {MAIN: {name: starts[name] - ends[name] for name in names}}
     if plan.local.control_variate:
         rate = math.fsum(terms.learning_rates[: trained.steps])
@@ -305,23 +298,3 @@ def _encode(
 def clients_of(closing: Closing) -> int:
     """SCAFFOLD's N: how many clients had work in the round, whether it counted or not."""
     return max(1, len({c.client for c in closing.counted} | {u.client for u in closing.uncounted}))
-
-
-def check_supported(plan: Plan) -> None:
-    """Refuse plans whose rounds these functions would not carry out as the plan says. Raises PlanError."""
-    for name, value, expected in (
-        ("rounds.lag", plan.rounds.lag, 0),
-        ("rounds.fragments", plan.rounds.fragments, 1),
-        ("rounds.apply_after_steps", plan.rounds.apply_after_steps, 0),
-        ("buffers", plan.buffers, "refuse"),
-    ):
-        if value != expected:
-            raise PlanError(f"'{name}' is {value!r}: not supported yet; expected {expected!r}")
-    if plan.topology == "mesh" and (plan.change_codec.name != "fp32" or plan.change_codec.error_feedback):
-        raise PlanError(
-            "'change_codec' is not plain fp32, but in a mesh nobody publishes a change; leave it out"
-        )
-    if plan.local.kind == "gradient" and (plan.local.control_variate or plan.local.proximal):
-        raise PlanError(
-            "'local.kind' is 'gradient', which takes no steps to correct; expected 'steps' with these terms"
-        )

@@ -22,6 +22,7 @@ import numpy as np
 from manyhands.coordination.types import Assignment, Claims, Closed, Closing, Held, RoundTerms
 from manyhands.errors import UpdateError
 from manyhands.plan import wire
+from manyhands.plan.compatibility import check
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.updates import functions, localfile, snapshots, tensorfile
@@ -52,7 +53,7 @@ class Participant:
         device: str = "cpu",
         micro_batch: int = 0,
     ) -> None:
-        functions.check_supported(plan)
+        check(plan)
         self._plan, self._parameters, self._trainer = plan, parameters, trainer
         self._torch_free, self._device, self._micro_batch = torch_free, device, micro_batch
         self._public = _expected(snapshots.public_arrays(public), plan, parameters)
