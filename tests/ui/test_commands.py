@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from manyhands.ui.commands.client_train import NOT_YET
@@ -229,3 +232,38 @@ def test_train_then_resume_and_list(manyhands: Run, tmp_path: Path) -> None:
     again = manyhands("train", "--resume", "out", "--logs", "console", timeout=120)
     assert again.returncode == 0, again.stderr
     assert "in 6 steps" in again.stdout
+
+
+@pytest.mark.slow
+def test_sigterm_of_a_training_saves_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    words = [
+        "task.text.path=text.txt",
+        "task.tokenizer.kind=byte",
+        "task.model={n_layer: 1, n_head: 2, n_embd: 16}",
+    ]
+    training = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("manyhands"),
+            "train",
+            *words,
+            "rounds.total=5000",
+            "--directory",
+            "out",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "MANYHANDS_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert training.stdout is not None
+    assert any("step 10/" in line for line in training.stdout)
+    children = psutil.Process(training.pid).children(recursive=True)
+    training.terminate()
+    _, told = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert "SIGTERM: saving after this step" in told
+    assert "go on with --resume" in told
+    assert list((tmp_path / "out" / "checkpoints").glob("step-*"))
+    assert not any(child.is_running() for child in children)
