@@ -180,7 +180,7 @@ def test_it_learns(task: Grids) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(np.log(11))
+    assert losses[0] == pytest.approx(np.log(11), rel=0.1)
     assert np.mean(losses[-5:]) < 0.4 * losses[0]
 
 

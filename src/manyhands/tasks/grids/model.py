@@ -142,13 +142,13 @@ class PixelTransformer(nn.Module):
         return logits.view(batch, self.size, self.size, -1)
 
     def _first_weights(self, residual_additions: int) -> None:
-        """Normal with a small spread; what is added to the residual stream smaller still, as in GPT-2. The
-        head starts from zero: all classes alike.
+        """Normal with a small spread; what is added to the residual stream smaller still, as in GPT-2. A head
+        of zeros learned filters several hundred steps later.
         """
         for name, parameter in self.named_parameters():
             if "norm" in name:
                 continue  # ones and zeros
-            if parameter.ndim < 2 or name == "head.weight":
+            if parameter.ndim < 2:
                 nn.init.zeros_(parameter)
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.normal_(parameter, std=_SPREAD / residual_additions**0.5)
