@@ -12,6 +12,7 @@
     ├── BlobError            10   a payload that is truncated, oversized, corrupt or not to be had
     ├── UpdateError          11   an update whose schema, indices or values are not acceptable
     ├── WorkerError          12   a worker process failed
+    │   └── RankLost         14   another process of the same training ended first
     ├── MissingExtra         13   an optional part is not installed
     └── Interrupted         130   SIGINT or SIGTERM
 
@@ -71,6 +72,10 @@ class UpdateError(ManyhandsError):
 
 class WorkerError(ManyhandsError):
     exit_code = 12
+
+
+class RankLost(WorkerError):
+    exit_code = 14
 
 
 class MissingExtra(ManyhandsError):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from manyhands.ui.commands.client_train import NOT_YET
 from manyhands.ui.main import run
@@ -192,20 +193,52 @@ def test_backup_and_ledger_without_a_database(manyhands: Run) -> None:
 
 
 # --------------------------------------------------------------------------------------- train
-@pytest.mark.parametrize(
-    "words", [["--host", "a"], ["--devices", "0,1"], ["--shards", "d"], ["--tpg-dir", "d"]]
-)
+@pytest.mark.parametrize("words", [["--host", "a"], ["--shards", "d"], ["--tpg-dir", "d"]])
 def test_train_refuses_what_it_cannot_do_yet(manyhands: Run, words: list[str]) -> None:
     done = manyhands("train", *words)
     assert done.returncode == 2
     assert f"{words[0]} {words[1]} is not available yet" in done.stderr
 
 
-@pytest.mark.parametrize("word", ["rank=0", "world_size=4", "processes=4"])
-def test_train_refuses_several_processes_by_name(manyhands: Run, word: str) -> None:
-    done = manyhands("train", word)
-    assert done.returncode == 2
-    assert f"{word} is not available yet" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rank=0"], "rank and world_size belong together"),
+        (["rank=4", "world_size=4"], "ranks go from 0 to 3"),
+        (["rank=0", "world_size=2", "processes=2"], "give one of the two"),
+        (["master_addr=a"], "master_addr and master_port belong together"),
+        (["paralell.strategy=fsdp"], "Did you mean 'parallel'"),
+        (["parallel.strategy=zero"], "'parallel.strategy' is 'zero'"),
+        (["local.batch_size=7", "rank=0", "world_size=2"], "cannot be divided among 2 processes: choose 6"),
+        (
+            ["parallel.tensor_parallelism=3", "rank=0", "world_size=2", "local.batch_size=6"],
+            "start a multiple",
+        ),
+    ],
+)
+def test_train_refuses_processes_that_do_not_fit(manyhands: Run, words: list[str], message: str) -> None:
+    done = manyhands("train", *words)
+    assert done.returncode == 3
+    assert message in done.stderr
+
+
+def test_train_prints_the_configuration_that_it_would_use(manyhands: Run) -> None:
+    done = manyhands(
+        "train", "optimizer.lr=3e-4", "--micro-batch-size", "3", "model.n_layer=2", "--cfg", "job"
+    )
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert shown["local"]["optimizer"]["lr"] == 3e-4
+    assert shown["task"]["model"]["n_layer"] == 2
+    assert shown["parallel"]["micro_batch_size"] == 3
+    assert shown["exec"]["restarts"] == 2
+
+
+def test_a_sweep_trains_each_combination(manyhands: Run) -> None:
+    done = manyhands("train", "seed=1,2", "optimizer.lr=1e-3,2e-3", "--cfg", "job", "--multirun")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("seed: 1\n") == done.stdout.count("seed: 2\n") == 2
+    assert "[4/4] seed=2 optimizer.lr=0.002" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Optional parts: packages that are installed with an extra of manyhands, and imported by the option that uses one."""
+"""Optional parts: packages that an extra of manyhands installs, and that are imported by the option that uses one."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from manyhands.engine.precision import computing_in
 from manyhands.engine.settings import Precision
@@ -67,6 +68,8 @@ def evaluate(
                     seen[number] = float(loss.mean), loss.count
     finally:
         model.train()
+        if isinstance(model, FSDPModule):  # left unsharded by a forward pass without a backward one, its next
+            model.reshard()  # gradients would be wrong (torch 2.13)
     gathered = world.gather_data({"seen": seen, "metrics": metrics.state()})
     metrics.merge([each["metrics"] for each in gathered])
     parts = [part for each in gathered for part in each["seen"].values()]

@@ -7,9 +7,11 @@ decoupled and applies to tensors of two and more dimensions only: gains, biases 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from manyhands.errors import StorageError
 from manyhands.plan.schema import InnerOptimizer
@@ -20,15 +22,34 @@ def build_optimizer(settings: InnerOptimizer, model: torch.nn.Module) -> torch.o
     if settings.name == "muon":
         return MuonWithAdamW(model, settings)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    decay = "decoupled_decay" if settings.name == "sgd" else "weight_decay"
-    groups = [{"params": matrices, decay: settings.weight_decay}, {"params": vectors, decay: 0.0}]
-    groups = [group for group in groups if group["params"]]
     if settings.name == "sgd":
+        groups = _groups(parameters, settings.weight_decay, "decoupled_decay")
         return DecoupledSGD(groups, lr=settings.lr, momentum=settings.momentum)
-    betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.epsilon, fused=True)
+    return _adamw(parameters, settings)
+
+
+def _adamw(parameters: Sequence[torch.nn.Parameter], settings: InnerOptimizer) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        _groups(parameters, settings.weight_decay),
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=True,
+    )
+
+
+def _groups(
+    parameters: Sequence[torch.nn.Parameter], decay: float, key: str = "weight_decay"
+) -> list[dict[str, Any]]:
+    """By whether they decay, and by whether they are sharded: a fused step takes only tensors of one kind."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        kind = (parameter.ndim < 2, isinstance(parameter, DTensor))
+        groups.setdefault(kind, []).append(parameter)
+    return [
+        {"params": members, key: 0.0 if flat else decay}
+        for (flat, _), members in sorted(groups.items(), key=lambda group: group[0])
+    ]
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -56,19 +77,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 )
             )
         if others:
-            groups = [
-                {"params": [p for p in others if p.ndim >= 2], "weight_decay": decay},
-                {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
-            ]
-            self._parts.append(
-                torch.optim.AdamW(
-                    [group for group in groups if group["params"]],
-                    lr=settings.lr,
-                    betas=(settings.beta1, settings.beta2),
-                    eps=settings.epsilon,
-                    fused=True,
-                )
-            )
+            self._parts.append(_adamw(others, settings))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self.param_groups = [
             group for part in self._parts for group in part.param_groups

@@ -8,7 +8,9 @@ colwise, rowwise or colwise_gather_output, the form of `transformers`.
 
 from __future__ import annotations
 
+import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +33,11 @@ from manyhands.engine.settings import EngineSettings
 from manyhands.engine.world import DATA, TENSOR, World
 from manyhands.errors import PlanError
 
+_FIXED_BUFFERS: Final[Mapping[str, Any]] = {  # the option has another name from torch 2.13 on
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
 _HEADS: Final = ("num_attention_heads", "num_key_value_heads", "n_head", "heads")
 
 
@@ -75,7 +82,7 @@ def parallelize(model: torch.nn.Module, world: World, settings: EngineSettings) 
             model,
             process_group=world.mesh[DATA].get_group(),
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,
+            **_FIXED_BUFFERS,
         )
     return Parallelized(model=model, forward=forward)
 
@@ -94,6 +101,8 @@ def _shard(
     policy = MixedPrecisionPolicy()
     if settings.exec.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    # Models return logits as views; the training step changes none of them in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     for block in blocks:
         fully_shard(block, mesh=world.mesh[DATA], mp_policy=policy)
     fully_shard(model, mesh=world.mesh[DATA], mp_policy=policy)
@@ -147,11 +156,11 @@ def _check_heads(model: torch.nn.Module, size: int, kind: str) -> None:
 
 
 def _check_width(name: str, module: torch.nn.Linear, style: str, size: int) -> None:
-    width = module.in_features if style == "rowwise" else module.out_features
+    """An output that is gathered again may be divided unevenly."""
+    width = {"rowwise": module.in_features, "colwise": module.out_features}.get(style, size)
     if width % size:
         raise PlanError(
-            f"parallel.tensor_parallelism={size} does not divide the {width} "
-            f"{'inputs' if style == 'rowwise' else 'outputs'} of {name}: choose a divisor of {width}"
+            f"parallel.tensor_parallelism={size} does not divide the {width} features of {name}: choose a divisor"
         )
 
 

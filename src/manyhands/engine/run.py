@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from manyhands.coordination.schedule import learning_rates
@@ -40,7 +41,7 @@ from manyhands.engine.step import Steering, training_step
 from manyhands.engine.stopping import asked_to_stop
 from manyhands.engine.trainer import load_weights, seed_everything
 from manyhands.engine.world import Place, World, enter_world
-from manyhands.errors import Interrupted, ManyhandsError, PlanError, WorkerError
+from manyhands.errors import Interrupted, ManyhandsError, PlanError, RankLost, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import Batch, Task
@@ -96,8 +97,8 @@ def train(
             run.open_task(allowed_tasks)
             run.start()
             return run.go(stop)
-        except RuntimeError as error:  # torch's OutOfMemoryError is one, and that of the CPU is nothing else
-            raise _out_of_memory(error) or error from error
+        except RuntimeError as error:
+            raise _in_words(error, world) or error from error
 
 
 class _Run:
@@ -386,16 +387,19 @@ def _check(plan: Plan, place: Place, directory: Path, resume: Path | None, setti
         )
 
 
-def _out_of_memory(error: RuntimeError) -> WorkerError | None:
-    """What to lower, if this is what it is about."""
-    text = str(error)
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
-        return None
-    return WorkerError(
-        f"out of memory ({text.splitlines()[0][:200]}): lower parallel.micro_batch_size, set "
-        "parallel.activation_checkpointing=true or exec.precision=bf16, or divide the model among devices with "
-        "parallel.strategy=fsdp"
-    )
+def _in_words(error: RuntimeError, world: World) -> WorkerError | None:
+    """What to do, if torch ran out of memory or this process lost the others; None for anything else."""
+    text = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return WorkerError(
+            f"out of memory ({text}): lower parallel.micro_batch_size, set parallel.activation_checkpointing=true or "
+            "exec.precision=bf16, or divide the model among devices with parallel.strategy=fsdp"
+        )
+    if world.size > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
+        return RankLost(
+            f"rank {world.rank} lost the others ({text}): see what the one that ended first has said"
+        )
+    return None
 
 
 def _step_seed(seed: int, step: int, data_rank: int) -> int:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from manyhands.config import Settings
 
+Identifier = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "bf16", "pure_bf16"]
@@ -90,6 +91,41 @@ class Checkpoints(Settings):
     """Checkpoints that stay; older ones are removed once a newer one is whole."""
     asynchronous: bool = True
     """Write while training goes on; the step waits only for the copy out of the model."""
+
+
+class Start(Settings):
+    """Which processes to start, or which of them this one is; and where the training's directory is."""
+
+    run: Identifier | None = None
+    """Name of the training, hence of its directory; null: the plan's name and six hex digits."""
+    resume: str | None = None
+    """A checkpoint or a directory to go on from; latest: this training's newest, if it has one."""
+    processes: Count | None = None
+    """Start so many processes on this machine."""
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """This process's number among world_size that are started by hand."""
+    world_size: Count | None = None
+    """How many processes are started by hand."""
+    master_addr: str | None = None
+    """Where rank 0 is; null: the processes find each other through a file in the training's directory."""
+    master_port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    """The port of rank 0 there."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Start:
+        if (self.rank is None) != (self.world_size is None):
+            raise ValueError("rank and world_size belong together: give both")
+        if self.rank is not None and self.world_size is not None and self.rank >= self.world_size:
+            raise ValueError(
+                f"rank {self.rank} of {self.world_size}: ranks go from 0 to {self.world_size - 1}"
+            )
+        if self.rank is not None and self.processes is not None:
+            raise ValueError(
+                "processes starts them here, rank is for those started by hand: give one of the two"
+            )
+        if (self.master_addr is None) != (self.master_port is None):
+            raise ValueError("master_addr and master_port belong together: give both, or none")
+        return self
 
 
 class EngineSettings(Settings):

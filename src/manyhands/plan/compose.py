@@ -3,7 +3,7 @@
     name of a config      train, demo, mesh, dummy, or one in a directory of one's own
     GROUP=OPTION          task=dummy, optimizer=sgd, outer=nesterov, codec=int8: a file of a group
     KEY=VALUE             local.steps=10, preset=diloco, task.model.n_layer=2: a value; ~KEY: back to the
-    default
+                          default; optimizer. and model. stand for local.optimizer. and task.model.
 
 Hydra composes, the schema judges: the YAML here holds only what differs from its defaults, and what Hydra
 composed goes through `resolve.resolve` like any plan file, so both give the same object. Unknown keys are
@@ -30,6 +30,7 @@ from manyhands.plan.resolve import resolve, with_preset
 from manyhands.plan.schema import Plan
 
 _FREE_FORM: Final = re.compile(r"^(task\.(?:model|settings)\.)(.*)$")
+_SHORT: Final = {"optimizer.": "local.optimizer.", "model.": "task.model."}
 _ONE_AT_A_TIME = threading.Lock()  # Hydra keeps its state in a global
 
 
@@ -66,6 +67,25 @@ def apply_overrides(
     with _hydra(config_dir) as hydra:
         asked = _sorted_out(hydra, overrides)
         return _apply(hydra, dict(data), asked.groups, asked)
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Each combination of the values that sweep overrides name, as in optimizer.lr=1e-3,3e-4 seed=range(0,3).
+
+    One list, of the overrides as they are, when none of them sweeps. Raises PlanError for a malformed one.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise PlanError(
+            f"an override is not KEY=VALUE as Hydra reads it: {str(error).splitlines()[0]}"
+        ) from None
+    (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(combination) for combination in batch]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +128,8 @@ def _sorted_out(hydra: _Hydra, overrides: Sequence[str]) -> _Asked:
             raise PlanError(f"the override '{text}' is not KEY=VALUE: the key is missing.")
         if override.is_sweep_override():
             raise PlanError(
-                f"the override '{text}' names several values: a plan has one; a list is written [a,b]."
+                f"the override '{text}' names several values: a plan has one, and train --multirun tries each; a "
+                "list is written [a,b]."
             )
         if key == "hydra" or key.startswith("hydra."):
             raise PlanError(
@@ -126,6 +147,10 @@ def _sorted_out(hydra: _Hydra, overrides: Sequence[str]) -> _Asked:
 def _with_underscores(text: str) -> str:
     """`-` in the keys of settings counts as `_`, as in every option; not in those of free-form mappings."""
     key, equals, value = text.partition("=")
+    for short, whole in _SHORT.items():
+        bare = key.lstrip("+~")
+        if bare.startswith(short):
+            key = key[: len(key) - len(bare)] + whole + bare.removeprefix(short)
     free = _FREE_FORM.match(key)
     key = free.group(1).replace("-", "_") + free.group(2) if free else key.replace("-", "_")
     return key + equals + value

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from manyhands.plan.schema import Plan
 
-_NOT_YET = {
-    "rank": "processes that are started by hand",
-    "world_size": "processes that are started by hand",
-    "processes": "several processes on this machine",
-}
+if TYPE_CHECKING:
+    from manyhands.engine.configuration import Configuration
 
 
 def plan_from(where: str | None, overrides: Sequence[str], config_name: str = "train") -> Plan:
@@ -22,12 +20,7 @@ def plan_from(where: str | None, overrides: Sequence[str], config_name: str = "t
 
     Raises a usage error for an argument that is no KEY=VALUE.
     """
-    for text in overrides:
-        key, equals, _ = text.partition("=")
-        if not equals and not key.startswith("~"):
-            raise click.UsageError(f"'{text}' is not KEY=VALUE, as in local.steps=50")
-        if key in _NOT_YET:
-            raise click.UsageError(f"{text} is not available yet: {_NOT_YET[key]}. Leave it out to use one.")
+    check_overrides(overrides)
     if where is None:
         from manyhands.plan.compose import compose
 
@@ -39,3 +32,48 @@ def plan_from(where: str | None, overrides: Sequence[str], config_name: str = "t
     from manyhands.plan.resolve import load_plan
 
     return load_plan(where, overrides)
+
+
+def configuration_from(
+    plan: str | None,
+    overrides: Sequence[str],
+    config_name: str | None = None,
+    config_dir: str | None = None,
+    *,
+    kept: Path | None = None,
+) -> Configuration:
+    """That of a training: a plan file or a named config, with overrides on top.
+
+    kept: the directory of a training whose own configuration is meant, only with other `Start` settings; one that is
+    resumed with nothing else said means its own too.
+    """
+    from manyhands.engine.configuration import PLAN_FILE, configure, kept_configuration
+    from manyhands.engine.settings import Start
+
+    check_overrides(overrides)
+    start = {key: value for key, _, value in (text.partition("=") for text in overrides)}
+    only_start = start.keys() <= Start.model_fields.keys()
+    if (
+        kept is None
+        and only_start
+        and not (plan or config_name)
+        and start.get("resume") not in (None, "latest")
+    ):
+        kept = training_of(start["resume"].strip("'"))
+    if kept is not None and only_start and (kept / PLAN_FILE).is_file():
+        return kept_configuration(kept, configure(overrides).start)
+    return configure(overrides, config_name=config_name or "train", config_dir=config_dir, plan_file=plan)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises a usage error for an argument that is no KEY=VALUE."""
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals and not key.startswith("~"):
+            raise click.UsageError(f"'{text}' is not KEY=VALUE, as in local.steps=50")
+
+
+def training_of(resume: str) -> Path | None:
+    """The directory of the training that a path names, or that holds the checkpoint which it names."""
+    path = Path(resume).expanduser().resolve()
+    return next((place for place in (path, *path.parents) if (place / "events.jsonl").is_file()), None)

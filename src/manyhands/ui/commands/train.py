@@ -1,7 +1,11 @@
-"""`manyhands train`: a plan's task on this machine alone."""
+"""`manyhands train`: a plan's task on devices of one's own, with one process or many."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,52 +14,70 @@ import click
 from manyhands.ui.command_line import Command
 
 if TYPE_CHECKING:
-    from manyhands.plan.schema import Plan
-
-PLAN_FILE = "plan.yaml"
+    from manyhands.engine.configuration import Configuration
+    from manyhands.engine.run import TrainResult
 
 NOT_YET = {
     "host": "training on another machine over SSH",
-    "devices": "several devices",
     "shards": "shards of data",
     "tpg_dir": "shards of chess positions",
 }
+
+SHORT = {
+    "device": "exec.device",
+    "precision": "exec.precision",
+    "keep_checkpoints": "checkpoints.keep",
+    "data_parallelism": "parallel.data_parallelism",
+    "tensor_parallelism": "parallel.tensor_parallelism",
+    "micro_batch_size": "parallel.micro_batch_size",
+    "optim_stats_steps": "logging.optim_stats_steps",
+}
+"""Options that are another way to write KEY=VALUE."""
 
 
 @click.command("train", cls=Command)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--plan", metavar="FILE", help="A plan file.  [default: the config `train` of manyhands]")
-@click.option("--config-name", metavar="NAME", help="Another config: demo, mesh, dummy.")
+@click.option("--config-name", metavar="NAME", help="Another config: demo, mesh, shakespeare_char, ...")
+@click.option("--config-dir", metavar="DIR", help="Configs of your own, before those of manyhands.")
+@click.option(
+    "--cfg", type=click.Choice(["job"]), help="Print the composed configuration, and train nothing."
+)
+@click.option(
+    "--multirun",
+    "-m",
+    is_flag=True,
+    help="Train each combination of values, as in optimizer.lr=1e-3,3e-4 seed=1,2.",
+)
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path, exists=True),
     metavar="DIR",
-    help="Go on from a checkpoint, or from the newest one of a training's directory.",
+    help="Go on from a checkpoint, a training's directory, or `latest`, this one's own.",
 )
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where checkpoints and events go.  [default: runs/<run id> in MANYHANDS_HOME]",
+    help="Where checkpoints and events go.  [default: runs/<name> in MANYHANDS_HOME]",
+)
+@click.option("--devices", metavar="0,1", help="One process on each, indexes within CUDA_VISIBLE_DEVICES.")
+@click.option(
+    "--data-parallelism", metavar="N", type=click.IntRange(min=1), help="Processes that share a batch."
 )
 @click.option(
-    "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."
+    "--tensor-parallelism", metavar="N", type=click.IntRange(min=1), help="Processes that share each matrix."
 )
+@click.option("--micro-batch-size", metavar="N", type=click.IntRange(min=1), help="Samples per forward pass.")
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...  [default: auto]")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of forward and backward; weights stay fp32.",
+    type=click.Choice(["fp32", "bf16", "pure_bf16"]),
+    help="Of the computation.  [default: fp32]",
 )
 @click.option(
-    "--keep-checkpoints",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="How many to keep.",
+    "--optim-stats-steps", metavar="N", type=click.IntRange(min=0), help="Report norms by tensor so often."
 )
+@click.option("--keep-checkpoints", metavar="N", type=click.IntRange(min=1), help="How many.  [default: 2]")
 @click.option(
     "--allow-task",
     "allowed",
@@ -68,83 +90,207 @@ NOT_YET = {
     type=click.Choice(["tui", "console", "json", "none"]),
     help="What to show.  [default: tui on a terminal, else console]",
 )
+@click.option(
+    "--kept", is_flag=True, hidden=True, help="Configuration from --directory: a process of a group."
+)
 @click.option("--host", metavar="NAME", help="Not available yet.")
-@click.option("--devices", metavar="0,1", help="Not available yet.")
 @click.option("--shards", metavar="DIR", help="Not available yet.")
 @click.option("--tpg-dir", metavar="DIR", help="Not available yet.")
 def train(
     overrides: tuple[str, ...],
     plan: str | None,
     config_name: str | None,
-    resume: Path | None,
+    config_dir: str | None,
+    cfg: str | None,
+    multirun: bool,
+    resume: str | None,
     directory: Path | None,
-    device: str,
-    precision: Any,
-    keep_checkpoints: int,
+    devices: str | None,
     allowed: tuple[str, ...],
     logs: str | None,
-    **later: str | None,
+    kept: bool,
+    **options: Any,
 ) -> None:
-    """Train a plan's task on this machine alone: rounds.total * local.steps optimizer steps.
+    """Train a plan's task: rounds.total * local.steps optimizer steps.
 
-    KEY=VALUE sets anything of the plan, as in: manyhands train task=language_model local.optimizer.lr=0.003
+    KEY=VALUE sets anything of the plan and of the engine: manyhands train task=grids optimizer.lr=3e-4 processes=2.
+    Started by hand or by torchrun: rank=0 world_size=4, or torchrun --nproc-per-node 4 -m manyhands train.
     """
-    for name, value in later.items():
-        if value is not None:
+    for name, what in NOT_YET.items():
+        if options[name] is not None:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} {value} is not available yet: {NOT_YET[name]}."
+                f"--{name.replace('_', '-')} {options[name]} is not available yet: {what}."
             )
     if plan is not None and config_name is not None:
         raise click.UsageError("--plan and --config-name contradict each other: give one")
+    if multirun:
+        _sweep(overrides)
+        return
+    from manyhands.ui.plans import configuration_from
 
-    from manyhands.plan.resolve import new_run_id
-    from manyhands.ui.live import TrainScreen, choose_logs
-    from manyhands.ui.plans import plan_from
+    given = [f"{key}={options[name]}" for name, key in SHORT.items() if options[name] is not None]
+    given += [] if resume is None else [f"resume={_quoted(resume)}"]
+    configuration = configuration_from(
+        plan, [*overrides, *given], config_name, config_dir, kept=directory if kept else None
+    )
+    if cfg is not None:
+        click.echo(configuration.as_yaml(), nl=False)
+        return
+    _Training(configuration, directory, allowed, logs).carry_out(devices, started=kept)
 
-    directory = directory or (_directory_of(resume) if resume else None)
-    if resume and directory and not (plan or config_name or overrides):
-        plan = str(directory / PLAN_FILE)  # what it was started with
-    chosen = plan_from(plan, overrides, config_name or "train")
-    with TrainScreen(choose_logs(logs), chosen.name) as screen:
-        screen.show({"kind": "loading", "text": "loading torch"})
+
+class _Training:
+    """One training, from its configuration to its last line."""
+
+    def __init__(
+        self, configuration: Configuration, directory: Path | None, allowed: Sequence[str], logs: str | None
+    ) -> None:
+        self._configuration, self._allowed, self._logs = configuration, allowed, logs
+        self._directory = directory or self._origin() or self._new_directory()
+
+    def _origin(self) -> Path | None:
+        """The directory of the training that is to go on."""
+        from manyhands.ui.plans import training_of
+
+        resume = self._configuration.start.resume
+        if resume in (None, "latest"):
+            return None
+        if not Path(resume).expanduser().exists():
+            raise click.UsageError(f"--resume {resume}: there is no such file or directory")
+        return training_of(resume) or Path(resume)
+
+    def _new_directory(self) -> Path:
         from manyhands.config import home
-        from manyhands.engine.run import train as run
-        from manyhands.engine.settings import Checkpoints, EngineSettings, Execution
+        from manyhands.plan.resolve import new_run_id
 
-        directory = directory or home() / "runs" / new_run_id(chosen)
-        _keep_plan(chosen, directory)
-        result = run(
-            chosen,
-            directory,
-            resume=resume,
-            settings=EngineSettings(
-                exec=Execution(device=device, precision=precision), checkpoints=Checkpoints(keep=keep_checkpoints)
-            ),
-            on_event=screen.show,
-            allowed_tasks=allowed,
+        configuration, start = self._configuration, self._configuration.start
+        others = start.rank is not None or "RANK" in os.environ or start.resume is not None
+        name = configuration.name() if start.run or others else new_run_id(configuration.plan)
+        return home() / "runs" / name
+
+    def carry_out(self, devices: str | None, *, started: bool) -> None:
+        """Here, or in processes of its own when several are asked for."""
+        start = self._configuration.start
+        indexes = _indexes(devices)
+        processes = start.processes or len(indexes or [0])
+        if indexes is not None and len(indexes) != processes:
+            raise click.UsageError(
+                f"--devices {devices} are {len(indexes)}, processes={processes}: give one of the two"
+            )
+        if started or (processes == 1 and indexes is None):
+            self._here()
+            return
+        self._configuration.keep(self._directory)
+        from manyhands.engine.launch import choose_devices, launch
+
+        if indexes is not None:
+            choose_devices(indexes)
+        code = launch(
+            self._command(),
+            processes,
+            restarts=self._configuration.settings.exec.restarts,
+            again=["--resume", "latest"],
+            tell=lambda text: click.echo(text, err=True),
         )
-    if logs not in ("json", "none"):
-        click.echo(
-            f"validation loss {result.validation_loss_before:.4f} -> {result.validation_loss_after:.4f} in "
-            f"{result.steps} steps, {result.tokens_per_s:,.0f} tokens/s"
-        )
-        click.echo(f"checkpoint {result.checkpoint}")
+        if code:
+            raise click.exceptions.Exit(code)
+
+    def _command(self) -> list[str]:
+        command = ["-m", "manyhands", "train", "--kept", "--directory", str(self._directory)]
+        for target in self._allowed:
+            command += ["--allow-task", target]
+        if self._logs is not None:
+            command += ["--logs", self._logs]
+        if self._configuration.start.resume is not None:
+            command += ["--resume", self._configuration.start.resume]
+        return command
+
+    def _here(self) -> None:
+        from manyhands.ui.live import TrainScreen, choose_logs
+
+        configuration, start = self._configuration, self._configuration.start
+        leads = (start.rank or int(os.environ.get("RANK", "0"))) == 0
+        logs = choose_logs(self._logs) if leads else "none"
+        with TrainScreen(logs, configuration.plan.name) as screen:
+            screen.show({"kind": "loading", "text": "loading torch"})
+            from manyhands.engine.run import train as run
+
+            configuration.keep(self._directory)
+            result = run(
+                configuration.plan,
+                self._directory,
+                settings=configuration.settings,
+                resume=self._resume(),
+                place=self._place(),
+                on_event=screen.show,
+                allowed_tasks=self._allowed,
+            )
+        if logs not in ("json", "none"):
+            _print(result)
+
+    def _place(self) -> Any:
+        from manyhands.engine.world import Place, place_from
+
+        start = self._configuration.start
+        if start.rank is None or start.world_size is None:
+            return place_from(os.environ)
+        rank, world_size = start.rank, start.world_size
+
+        def meet() -> Any:
+            from manyhands.engine.rendezvous import meet
+
+            return meet(
+                self._directory,
+                rank,
+                world_size,
+                wait_s=self._configuration.settings.exec.wait_for_ranks_s,
+                address=start.master_addr,
+                port=start.master_port,
+            )
+
+        return Place(rank=rank, world_size=world_size, local_rank=rank, local_size=world_size, meet=meet)
+
+    def _resume(self) -> Path | None:
+        resume = self._configuration.start.resume
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        if resume == "latest" or (resume is None and again):
+            from manyhands.engine.checkpoint import checkpoints
+
+            return self._directory if checkpoints(self._directory / "checkpoints") else None
+        return Path(resume) if resume is not None else None
 
 
-def _keep_plan(plan: Plan, directory: Path) -> None:
-    """plan.yaml in the training's directory, written once: what --resume goes on with."""
-    from manyhands.plan.resolve import dump_plan
-
-    file = directory / PLAN_FILE
-    if not file.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        file.write_text(dump_plan(plan), encoding="utf-8")
+def _print(result: TrainResult) -> None:
+    click.echo(
+        f"validation loss {result.validation_loss_before:.4f} -> {result.validation_loss_after:.4f} in "
+        f"{result.steps} steps, {result.tokens_per_s:,.0f} tokens/s"
+    )
+    click.echo(f"checkpoint {result.checkpoint}")
 
 
-def _directory_of(resume: Path) -> Path:
-    """The training's directory, from it or from a checkpoint in its checkpoints/."""
-    path = resume.resolve()
-    for place in (path, *path.parents):
-        if (place / "events.jsonl").is_file():
-            return place
-    return path
+def _sweep(overrides: Sequence[str]) -> None:
+    """Each combination in a process of its own, one after the other, as this command line without --multirun."""
+    from manyhands.plan.compose import sweep
+
+    combinations = sweep(overrides)
+    others = [word for word in sys.argv[1:] if word not in overrides and word not in ("--multirun", "-m")]
+    for number, combination in enumerate(combinations, start=1):
+        click.echo(f"[{number}/{len(combinations)}] {' '.join(combination)}", err=True)
+        code = subprocess.run(
+            [sys.executable, "-m", "manyhands", *others, *combination], check=False
+        ).returncode
+        if code:
+            raise click.exceptions.Exit(code)
+
+
+def _indexes(devices: str | None) -> list[int] | None:
+    if devices is None:
+        return None
+    try:
+        return [int(part) for part in devices.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--devices {devices}: expected indexes, as in 0,1") from None
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"

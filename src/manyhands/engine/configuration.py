@@ -1,0 +1,97 @@
+"""A training's configuration: the plan and the engine's settings, composed together and told apart by their keys.
+
+    manyhands train task=grids optimizer.lr=3e-4 parallel.strategy=fsdp processes=2
+
+One composition (plan/compose.py) gives plain data for both; the keys of `EngineSettings` and `Start` are taken out,
+and what is left is the plan. Kept beside a training as plan.yaml and engine.yaml, which its other processes and a
+resume read. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from manyhands.config import did_you_mean
+from manyhands.engine.settings import EngineSettings, Start
+from manyhands.errors import PlanError
+from manyhands.identity.canonical import digest
+from manyhands.plan.compose import apply_overrides, compose_data
+from manyhands.plan.resolve import dump_plan, load_plan, read_plan_file, resolve
+from manyhands.plan.schema import Plan
+
+PLAN_FILE, ENGINE_FILE = "plan.yaml", "engine.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What to train, with what, and as which process."""
+
+    plan: Plan
+    settings: EngineSettings
+    start: Start
+
+    def name(self) -> str:
+        """The training's: the same for the same configuration, so that processes started by hand agree on it."""
+        if self.start.run is not None:
+            return self.start.run
+        both = {"plan": self.plan.model_dump(mode="json"), "engine": self.settings.model_dump(mode="json")}
+        return f"{self.plan.name[:57]}-{digest(both, 'manyhands training v1')[:6]}"
+
+    def as_yaml(self) -> str:
+        """Plan and settings, every field written out."""
+        return dump_plan(self.plan) + _yaml(self.settings)
+
+    def keep(self, directory: Path) -> None:
+        """Write both files into the training's directory, once."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in ((PLAN_FILE, dump_plan(self.plan)), (ENGINE_FILE, _yaml(self.settings))):
+            if not (directory / name).exists():
+                (directory / name).write_text(text, encoding="utf-8")
+
+
+def configure(
+    overrides: Sequence[str] = (),
+    *,
+    config_name: str = "train",
+    config_dir: Path | str | None = None,
+    plan_file: Path | str | None = None,
+) -> Configuration:
+    """The configuration of a named config, or of a plan file, with overrides on top. Raises PlanError."""
+    if plan_file is None:
+        data = compose_data(overrides, config_name, config_dir)
+        where = f"config '{config_name}'" + (" with overrides" if overrides else "")
+    else:
+        data = apply_overrides(read_plan_file(plan_file), overrides, config_dir)
+        where = str(plan_file)
+    engine, start = _taken(data, EngineSettings), _taken(data, Start)
+    known = {*Plan.model_fields, *EngineSettings.model_fields, *Start.model_fields}
+    for key in data:
+        if key not in known:
+            raise PlanError(f"{where}: unknown key '{key}'.{did_you_mean(key, known)}")
+    return Configuration(
+        plan=resolve(data, where=where),
+        settings=EngineSettings.parse(engine, where=where),
+        start=Start.parse(start, where=where),
+    )
+
+
+def kept_configuration(directory: Path, start: Start | None = None) -> Configuration:
+    """That of a training, from its directory. Raises PlanError."""
+    settings = EngineSettings()
+    if (directory / ENGINE_FILE).is_file():
+        settings = EngineSettings.parse(read_plan_file(directory / ENGINE_FILE), where=ENGINE_FILE)
+    return Configuration(plan=load_plan(directory / PLAN_FILE), settings=settings, start=start or Start())
+
+
+def _taken(data: dict[str, Any], kind: type[EngineSettings | Start]) -> dict[str, Any]:
+    return {key: data.pop(key) for key in list(data) if key in kind.model_fields}
+
+
+def _yaml(settings: EngineSettings) -> str:
+    values: Mapping[str, Any] = settings.model_dump(mode="json")
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,104 @@
+"""Starts the processes of a training on this machine, by torch's elastic agent, and starts them again when they die.
+
+The first death ends the group. A process that ended with one of our own errors has said what is wrong, and starting
+it again would not help; one that was killed, or crashed, is started again with all the others, from the last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from manyhands.errors import Interrupted, RankLost
+
+_OURS = range(1, 128)  # exit codes that say the process ended by itself; errors.py has them
+
+
+def launch(
+    command: Sequence[str],
+    processes: int,
+    *,
+    restarts: int,
+    again: Sequence[str],
+    tell: Callable[[str], None],
+) -> int:
+    """Run `python <command>` as so many processes; on a restart with `again` behind it. Returns the exit code.
+
+    `tell` is called with a sentence for each restart. Raises Interrupted after SIGINT or SIGTERM, which the processes
+    have got too, and have had time to save.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # they tell their errors themselves
+    arguments = list(command)
+    for attempt in range(restarts + 1):
+        try:
+            _run(arguments, processes)
+            return 0
+        except SignalException as error:
+            raise Interrupted(f"{signal.Signals(error.sigval).name}: the processes were ended") from None
+        except ChildFailedError as error:
+            rank, failure = _first(error.failures)
+            if failure.exitcode in _OURS and failure.exitcode != 1:
+                return failure.exitcode
+            told = f"rank {rank} {_ending(failure)}"
+            if attempt == restarts:
+                tell(
+                    f"{told}; it was started {restarts + 1} times and is given up (exec.restarts={restarts})"
+                )
+                return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+            tell(f"{told}: starting again from the last checkpoint ({attempt + 1} of {restarts})")
+            arguments = [*command, *again]
+    raise AssertionError("unreachable")
+
+
+def choose_devices(indexes: Sequence[int]) -> None:
+    """Let the processes see these devices only: indexes within what CUDA_VISIBLE_DEVICES shows."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = shown.split(",") if shown else None
+    chosen = [visible[i] if visible is not None else str(i) for i in indexes]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+
+
+def _run(command: list[str], processes: int) -> None:
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(),
+    )
+    elastic_launch(config, sys.executable)(*command)
+
+
+def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """The failure that brought the others down: not of one that only lost the others, nor was ended by the agent."""
+
+    def order(entry: tuple[int, ProcessFailure]) -> tuple[bool, bool, float]:
+        failure = entry[1]
+        return (
+            failure.exitcode == RankLost.exit_code,
+            failure.exitcode == -signal.SIGTERM,
+            failure.timestamp,
+        )
+
+    return min(failures.items(), key=order)
+
+
+def _ending(failure: ProcessFailure) -> str:
+    if failure.exitcode < 0:
+        return f"was killed by {signal.Signals(-failure.exitcode).name}"
+    return f"ended with code {failure.exitcode}"

@@ -1,0 +1,69 @@
+"""One rank of trainings by several processes: python ranks.py DIRECTORY RANK MODE... writes losses to MODE.json.
+
+Each mode is a training of its own, in the same process, so that importing torch is paid once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import manyhands.engine.run as engine
+from manyhands.engine.rendezvous import meet
+from manyhands.engine.settings import Checkpoints, EngineSettings, Logging, Parallel
+from manyhands.engine.world import Place
+from manyhands.plan.resolve import load_plan
+
+PARALLEL = {
+    "single": Parallel(),
+    "accumulated": Parallel(micro_batch_size=2),
+    "ddp": Parallel(),
+    "ddp_accumulated": Parallel(micro_batch_size=1),
+    "fsdp": Parallel(strategy="fsdp", activation_checkpointing=True),
+    "tensor": Parallel(tensor_parallelism=2),
+    "wrong_data": Parallel(),
+}
+
+
+def train(directory: Path, rank: int, size: int, mode: str) -> None:
+    plan = load_plan(directory / "plan.yaml")
+    place = Place()
+    if size > 1:
+        here = directory / f"meeting-{mode}"
+        place = Place(
+            rank=rank,
+            world_size=size,
+            local_rank=rank,
+            local_size=size,
+            meet=partial(meet, here, rank, size, wait_s=60),
+        )
+    losses: list[float] = []
+    right = engine.step_indices
+    if mode == "wrong_data" and rank == 1:
+        engine.step_indices = lambda task, sample, *more: right(task, sample + 1, *more)
+    result = engine.train(
+        plan,
+        directory / mode,
+        settings=EngineSettings(
+            parallel=PARALLEL[mode],
+            logging=Logging(every_steps=1),
+            checkpoints=Checkpoints(asynchronous=mode != "ddp"),
+        ),
+        place=place,
+        on_event=lambda event: losses.append(event["loss"]) if event["kind"] == "step" else None,
+    )
+    engine.step_indices = right
+    if rank == 0:
+        told = {
+            "losses": losses,
+            "before": result.validation_loss_before,
+            "after": result.validation_loss_after,
+        }
+        (directory / f"{mode}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    for mode in sys.argv[4:]:
+        train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), mode)

@@ -1,0 +1,129 @@
+"""One seeded plan gives the same losses however it is carried out: 20 steps in fp32."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manyhands.engine.checkpoint import checkpoints
+from manyhands.engine.run import train
+from manyhands.engine.settings import EngineSettings, Logging
+from manyhands.plan.resolve import dump_plan, resolve
+
+RANKS = Path(__file__).with_name("ranks.py")
+TOGETHER = ("ddp", "ddp_accumulated", "fsdp", "tensor", "wrong_data")
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """mode -> losses of its 20 steps, validation losses, and directory."""
+    directory = tmp_path_factory.mktemp("golden")
+    (directory / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}\n" for i in range(2500)))
+    plan = resolve(
+        {
+            "task": {
+                "model_type": "llama",
+                "model": {
+                    "num_hidden_layers": 2,
+                    "hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_attention_heads": 4,
+                    "num_key_value_heads": 2,
+                },
+                "block_size": 16,
+                "text": {"path": str(directory / "text.txt")},
+                "tokenizer": {"kind": "byte"},
+            },
+            "local": {"steps": 5, "batch_size": 8, "optimizer": {"lr": 1e-2}},
+            "rounds": {"total": 4, "snapshot_every": 2},
+            "schedule": {"kind": "cosine", "warmup_steps": 5},
+            "evaluation": {"max_batches": 5},
+        }
+    )
+    (directory / "plan.yaml").write_text(dump_plan(plan))
+    _run(directory, 1, ("single", "accumulated"))
+    _run(directory, 2, TOGETHER)
+    modes = ("single", "accumulated", *TOGETHER)
+    return {
+        m: {**json.loads((directory / f"{m}.json").read_text()), "directory": directory / m} for m in modes
+    }
+
+
+def _run(directory: Path, size: int, modes: tuple[str, ...]) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(RANKS), str(directory), str(rank), str(size), *modes],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    for rank in ranks:
+        _, error = rank.communicate(timeout=300)
+        assert rank.returncode == 0, error
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest relative difference of any step's loss."""
+    pairs = zip(one["losses"], other["losses"], strict=True)
+    return max(abs(a - b) / abs(b) for a, b in pairs)
+
+
+def test_it_learns(golden: dict[str, Any]) -> None:
+    single = golden["single"]
+    assert len(single["losses"]) == STEPS
+    assert single["losses"][-1] < 0.8 * single["losses"][0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "tolerance"),
+    [("accumulated", 1e-5), ("ddp", 1e-5), ("ddp_accumulated", 1e-5), ("fsdp", 1e-5), ("tensor", 1e-4)],
+)
+def test_the_losses_are_those_of_one_process(golden: dict[str, Any], mode: str, tolerance: float) -> None:
+    assert difference(golden[mode], golden["single"]) <= tolerance
+    for name in ("before", "after"):
+        assert golden[mode][name] == pytest.approx(golden["single"][name], rel=tolerance)
+
+
+def test_a_rank_with_wrong_data_is_seen(golden: dict[str, Any]) -> None:
+    assert difference(golden["wrong_data"], golden["single"]) > 1e-4
+
+
+@pytest.mark.parametrize("mode", ["single", "ddp", "fsdp", "tensor"])
+def test_one_process_goes_on_from_what_any_number_has_saved(
+    golden: dict[str, Any], tmp_path: Path, mode: str
+) -> None:
+    """From the middle, to the last bit where it was one process before."""
+    directory = golden[mode]["directory"]
+    middle = checkpoints(directory / "checkpoints")[0]
+    assert middle.name == "step-00000010"
+    sharded = len(list((middle / "state").iterdir())) > 1
+    assert sharded == (mode in ("fsdp", "tensor"))
+    losses: list[float] = []
+    torch.set_num_threads(1)
+    result = train(
+        resolve_plan(directory),
+        tmp_path,
+        settings=EngineSettings(logging=Logging(every_steps=1)),
+        resume=middle,
+        on_event=lambda event: losses.append(event["loss"]) if event["kind"] == "step" else None,
+    )
+    expected = golden["single"]
+    if mode == "single":
+        assert losses == golden["single"]["losses"][10:]
+        assert result.validation_loss_after == expected["after"]
+    else:
+        assert losses == pytest.approx(expected["losses"][10:], rel=1e-4)
+
+
+def resolve_plan(directory: Path) -> Any:
+    from manyhands.plan.resolve import load_plan
+
+    return load_plan(directory.parent / "plan.yaml")
