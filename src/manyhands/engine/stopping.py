@@ -1,13 +1,20 @@
-"""SIGINT and SIGTERM of a training: the first asks it to save and end, the second has its usual effect."""
+"""How a training ends before its time: by SIGINT or SIGTERM, or because the program that started it is gone.
+
+The first signal asks it to save and end, the second has its usual effect.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_LOOK_EVERY_S = 0.5
+_INSIST_AFTER_S = 30.0
 
 
 @contextmanager
@@ -36,3 +43,17 @@ def asked_to_stop(*, quiet: bool = False) -> Iterator[threading.Event]:
         yield stop
     finally:
         as_before()
+
+
+def end_with_parent() -> None:
+    """Ask this process to save and end, as SIGTERM does, once the one that started it is gone; then insist."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_INSIST_AFTER_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -211,6 +211,10 @@ class _Training:
         configuration, start = self._configuration, self._configuration.start
         leads = (start.rank or int(os.environ.get("RANK", "0"))) == 0
         logs = choose_logs(self._logs) if leads else "none"
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from manyhands.engine.stopping import end_with_parent
+
+            end_with_parent()
         with TrainScreen(logs, configuration.plan.name) as screen:
             screen.show({"kind": "loading", "text": "loading torch"})
             from manyhands.engine.run import train as run

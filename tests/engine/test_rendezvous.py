@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyhands.engine.rendezvous import FILE, meet
+from manyhands.errors import Refused, WorkerError
+
+
+def together(directory: Path, ranks: list[tuple[int, int]], wait_s: float = 20.0) -> list[Any]:
+    """What came of each (rank, world_size), started at once: a store, or the error."""
+
+    def one(place: tuple[int, int]) -> Any:
+        try:
+            return meet(directory, *place, wait_s=wait_s)
+        except (Refused, WorkerError) as error:
+            return error
+
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(one, ranks))
+
+
+def test_all_ranks_meet_in_one_store(tmp_path: Path) -> None:
+    first, second, third = together(tmp_path / "run", [(0, 3), (1, 3), (2, 3)])
+    first.set("who", "rank 0")
+    assert second.get("who") == third.get("who") == b"rank 0"
+
+
+def test_what_an_earlier_start_left_behind_does_no_harm(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    stale = {"address": "127.0.0.1", "port": port, "token": "old", "world_size": 2}
+    (tmp_path / FILE).write_text(json.dumps(stale))
+    stores = together(tmp_path, [(1, 2), (0, 2)])
+    assert not any(isinstance(store, Exception) for store in stores), stores
+    assert json.loads((tmp_path / FILE).read_text())["token"] != "old"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"address": 1}'])
+def test_a_file_that_makes_no_sense_is_replaced(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    stores = together(tmp_path, [(0, 2), (1, 2)])
+    assert not any(isinstance(store, Exception) for store in stores), stores
+
+
+def test_two_trainings_do_not_meet_in_one_directory(tmp_path: Path) -> None:
+    kept = together(tmp_path, [(0, 2), (1, 2)])
+    with pytest.raises(Refused, match=r"another training meets in .*run=NAME"):
+        meet(tmp_path, 0, 2, wait_s=5)
+    assert kept[0].get("token") == kept[1].get("token")
+
+
+def test_who_is_missing_is_named(tmp_path: Path) -> None:
+    first, second = together(tmp_path, [(0, 4), (2, 4)], wait_s=3)
+    for error in (first, second):
+        assert isinstance(error, WorkerError)
+        assert "rank 1, 3 of 4 did not come within 3 s" in str(error) or "lost" in str(error)
+    assert "rank 1, 3" in str(first)
+    with pytest.raises(WorkerError, match=r"rank 1 of 2 found no rank 0 in .*nowhere"):
+        meet(tmp_path / "nowhere", 1, 2, wait_s=0.3)
+
+
+def test_ranks_that_disagree_about_their_number_are_told(tmp_path: Path) -> None:
+    first, second = together(tmp_path, [(0, 2), (1, 3)], wait_s=3)
+    assert "did not come" in str(first)
+    assert "world_size=3, rank 0 with 2" in str(second)
+
+
+def test_the_same_rank_twice_is_refused(tmp_path: Path) -> None:
+    came = together(tmp_path, [(0, 3), (1, 3), (1, 3)], wait_s=3)
+    assert sum("started twice" in str(each) for each in came) == 1
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(WorkerError, match=f"port {port} at 127.0.0.1 cannot be opened"):
+            meet(tmp_path, 0, 2, wait_s=2, address="127.0.0.1", port=port)
+
+
+def test_a_given_address_needs_no_file(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    stores: list[Any] = []
+    ranks = [
+        threading.Thread(
+            target=lambda r: stores.append(meet(tmp_path, r, 2, wait_s=10, address="127.0.0.1", port=port)),
+            args=(rank,),
+        )
+        for rank in (1, 0)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert len(stores) == 2
+    assert not (tmp_path / FILE).exists()

@@ -1,0 +1,136 @@
+"""`manyhands train` with several processes of its own: the installed command, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+SMALL = (
+    "name=tiny", "task.text.path=text.txt", "task.tokenizer.kind=byte", "task.block_size=16",
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "local.steps=10", "local.batch_size=4",
+    "rounds.total=12", "rounds.snapshot_every=2", "evaluation.every_snapshots=0", "evaluation.max_batches=2",
+    "exec.threads=1",
+)  # fmt: skip
+
+
+class Training:
+    """`manyhands train` in the background, with its events."""
+
+    def __init__(self, directory: Path, *words: str) -> None:
+        self.directory = directory / "run"
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("manyhands")), "train", *SMALL, *words,
+             "--directory", str(self.directory), "--logs", "console"],
+            cwd=directory, env={**os.environ, "MANYHANDS_HOME": str(directory / "home")},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def events(self) -> list[dict[str, Any]]:
+        file = self.directory / "events.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def wait_for(self, kind: str, step: int = 0, within_s: float = 120) -> None:
+        end = time.monotonic() + within_s
+        while not any(e["kind"] == kind and e.get("step", 0) >= step for e in self.events()):
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < end, f"no event {kind} at step {step}"
+            time.sleep(0.05)
+
+    def ranks(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if "--kept" in child.cmdline()]
+
+    def text(self) -> str:
+        return self.process.communicate(timeout=120)[0]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    started: list[Training] = []
+
+    def begin(*words: str) -> Training:
+        started.append(Training(tmp_path, *words))
+        return started[-1]
+
+    yield begin
+    for training in started:
+        for child in (
+            psutil.Process(training.process.pid).children(recursive=True) if _alive(training) else []
+        ):
+            child.kill()
+        training.process.kill()
+        training.process.communicate()
+
+
+def _alive(training: Training) -> bool:
+    return training.process.poll() is None
+
+
+def test_a_rank_that_is_killed_is_started_again_and_the_end_is_the_same(
+    start: Callable[..., Training], tmp_path: Path
+) -> None:
+    training = start("processes=2")
+    training.wait_for("saved", step=40)
+    ranks = training.ranks()
+    assert len(ranks) == 2
+    ranks[1].kill()
+    text = training.text()
+    assert training.process.returncode == 0, text
+    assert "rank 1 was killed by SIGKILL: starting again from the last checkpoint (1 of 2)" in text
+    events = training.events()
+    resumed = [e["step"] for e in events if e["kind"] == "resumed"]
+    assert len(resumed) == 1
+    assert resumed[0] >= 20
+    finished = [e for e in events if e["kind"] == "finished"]
+    assert len(finished) == 1
+
+    (tmp_path / "run").rename(tmp_path / "killed")
+    whole = start("processes=2")
+    assert "restart" not in whole.text()
+    (end,) = [e for e in whole.events() if e["kind"] == "finished"]
+    assert end["validation_loss_after"] == finished[0]["validation_loss_after"]
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks_with_the_reason_once(
+    start: Callable[..., Training],
+) -> None:
+    training = start("processes=2", "optimizer.lr=1e30", "optimizer.clip_norm=0")
+    text = training.text()
+    assert training.process.returncode == 12, text
+    assert "starting again" not in text
+    assert "at step" in text
+    assert "Traceback" not in text
+
+
+def test_sigterm_saves_and_ends_all_ranks(start: Callable[..., Training]) -> None:
+    training = start("processes=2", "rounds.total=1000")
+    training.wait_for("step", step=20)
+    ranks = training.ranks()
+    training.process.send_signal(signal.SIGTERM)
+    text = training.text()
+    assert training.process.returncode == 130, text
+    assert [e["kind"] for e in training.events()][-2:] == ["saved", "interrupted"]
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
+
+
+def test_ranks_do_not_outlive_the_command(start: Callable[..., Training]) -> None:
+    training = start("processes=2", "rounds.total=1000")
+    training.wait_for("step", step=20)
+    ranks = training.ranks()
+    training.process.kill()
+    gone, left = psutil.wait_procs(ranks, timeout=45)
+    assert len(gone) == 2, left
