@@ -1,19 +1,205 @@
-"""Measurements of training on this machine alone."""
+"""Measurements of training on devices of one's own, beside bare PyTorch loops of the same model in the same run.
+
+Two things are compared by alternating them, several times, and taking the median of the ratios: the machine's mood
+changes slower than that.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
+from manyhands.errors import WorkerError
 from manyhands.plan.compose import compose
+from manyhands.plan.schema import Plan
 from manyhands.ui.bench.harness import Measured
 
+CHARACTER_GPT = (
+    "task.tokenizer.kind=character", "task.text.max_bytes=1000000", "task.block_size=64", "local.batch_size=12",
+    "model={n_layer: 4, n_head: 4, n_embd: 128}", "evaluation.max_batches=1", "evaluation.every_snapshots=0",
+)  # fmt: skip
+GPT2_124M = (
+    "task.tokenizer.kind=bpe", "task.tokenizer.vocabulary_size=50304", "task.text.max_bytes=6000000",
+    "task.block_size=512", "local.batch_size=2", "model={n_layer: 12, n_head: 12, n_embd: 768}",
+    "evaluation.max_batches=1", "evaluation.every_snapshots=0",
+)  # fmt: skip
 
-def train_rate() -> Measured:
-    """The demo's model and batch on 1 MB of text, two pieces of local.steps; evaluation and saving left out."""
-    from manyhands.engine.run import train
 
-    plan = compose(["rounds.total=2", "task.text.max_bytes=1000000", "evaluation.every_snapshots=0"], "demo")
-    with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as directory:
-        result = train(plan, Path(directory))
-    return Measured(value=result.tokens_per_s, note=f"{result.steps} steps on the CPU, first steps included")
+def engine_ratio() -> Measured:
+    """Ours over a bare loop: the character GPT, 150 steps each, five times."""
+    return _ratio(compose([*CHARACTER_GPT, "local.steps=150", "rounds.total=1"]), pairs=5, precision="fp32")
+
+
+def engine_ratio_124m() -> Measured:
+    """The same with 124M parameters at 2 x 512 tokens in bf16, 4 steps each, twice."""
+    return _ratio(compose([*GPT2_124M, "local.steps=4", "rounds.total=1"]), pairs=2, precision="bf16")
+
+
+def _ratio(plan: Plan, *, pairs: int, precision: Any) -> Measured:
+    with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
+        ours = _Ours(plan, Path(name), precision)
+        ours.rate()  # prepares, and warms up
+        task = ours.task()
+        rates = [(ours.rate(), _bare_rate(task, plan, precision)) for _ in range(pairs)]
+    our, bare = (statistics.median(side) for side in zip(*rates, strict=True))
+    ratios = ", ".join(f"{a / b:.3f}" for a, b in rates)
+    return Measured(
+        value=statistics.median(a / b for a, b in rates),
+        floor=1.0,
+        note=f"{our:,.0f} against {bare:,.0f} tokens/s; pairs: {ratios}; load {_load()}",
+    )
+
+
+class _Ours:
+    """`manyhands.train` of a plan, again and again, on materials that are made once."""
+
+    def __init__(self, plan: Plan, directory: Path, precision: Any) -> None:
+        self._plan, self._directory, self._precision = plan, directory, precision
+        self._count = 0
+
+    def rate(self) -> float:
+        """Tokens/s between the first report and the last: what comes before the first warms up."""
+        from manyhands.engine.run import train
+        from manyhands.engine.settings import Checkpoints, EngineSettings, Execution, Logging
+
+        place = self._directory / f"run-{self._count}"
+        if self._count:
+            place.mkdir()
+            (place / "materials").symlink_to(self._directory / "run-0" / "materials")
+        self._count += 1
+        every = min(10, self._plan.local.steps // 4)
+        times: list[float] = []
+        train(
+            self._plan,
+            place,
+            settings=EngineSettings(
+                exec=Execution(precision=self._precision),
+                logging=Logging(every_steps=every),
+                checkpoints=Checkpoints(asynchronous=False),
+            ),
+            on_event=lambda event: times.append(time.perf_counter()) if event["kind"] == "step" else None,
+        )
+        samples = (len(times) - 1) * every * self._plan.local.batch_size
+        return float(samples * self.task().tokens_per_sample() / (times[-1] - times[0]))
+
+    def task(self) -> Any:
+        from manyhands.tasks.registry import family_of
+
+        return family_of(self._plan).open(self._plan, self._directory / "run-0" / "materials")
+
+
+def _bare_rate(task: Any, plan: Plan, precision: str) -> float:
+    """Tokens/s of the loop that one would write by hand for the same model: nothing but torch and the tokens."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    torch.manual_seed(plan.seed)
+    optimizer_settings, block, batch = plan.local.optimizer, task.block_size, plan.local.batch_size
+    model = task.build_model()
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=optimizer_settings.lr,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    tokens = task.training
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    started = 0.0
+    for step in range(plan.local.steps + 1):
+        if step == 1:  # the first one warms up
+            started = time.perf_counter()
+        starts = torch.randint(len(tokens) - block - 1, (batch,)).tolist()
+        rows = torch.stack([torch.from_numpy(tokens[i : i + block + 1].astype(np.int64)) for i in starts]).to(
+            device
+        )
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), rows[:, 1:].reshape(-1))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 10 == 0:
+            loss.item()
+    loss.item()
+    return float(plan.local.steps * batch * block / (time.perf_counter() - started))
+
+
+def ddp_speedup() -> Measured:
+    """Two processes with one thread each against one with one thread, batch 48 x 64, five alternated pairs."""
+    words = [*CHARACTER_GPT, "local.batch_size=48", "local.steps=60", "rounds.total=1", "exec.threads=1"]
+    with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
+        pairs = []
+        for number in range(5):
+            two = _trained_rate(Path(name) / f"two-{number}", [*words, "processes=2"])
+            one = _trained_rate(Path(name) / f"one-{number}", words)
+            pairs.append((two, one))
+    ones = statistics.median(one for _, one in pairs)
+    return Measured(
+        value=statistics.median(two / one for two, one in pairs),
+        floor=float(min(2, os.cpu_count() or 1)),
+        note=f"{ones:,.0f} tokens/s with one; pairs: {', '.join(f'{a / b:.2f}' for a, b in pairs)}; load {_load()}",
+    )
+
+
+def _trained_rate(directory: Path, words: list[str]) -> float:
+    """The median of the tokens/s that `manyhands train` reports, the first report left out."""
+    command = [
+        sys.executable,
+        "-m",
+        "manyhands",
+        "train",
+        "--directory",
+        str(directory),
+        "--logs",
+        "none",
+        *words,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise WorkerError(f"a training of the benchmark failed:\n{done.stderr[-2000:]}")
+    events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    rates = [event["tokens_per_s"] for event in events if event["kind"] == "step"]
+    return float(statistics.median(rates[1:]))
+
+
+def loader_ratio() -> Measured:
+    """How much faster samples are made than the step consumes them: the character GPT's batches."""
+    from manyhands.engine.loading import micro_batches, step_indices
+    from manyhands.engine.world import ALONE
+
+    plan = compose([*CHARACTER_GPT, "local.steps=60", "rounds.total=1"])
+    size = plan.local.batch_size
+    with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
+        ours = _Ours(plan, Path(name), "fp32")
+        ours.rate()
+        task = ours.task()
+
+        def load(step: int) -> object:
+            return micro_batches(task, step_indices(task, step * size, size, plan.seed, ALONE), None)
+
+        load(0)
+        started = time.perf_counter()
+        for step in range(400):
+            load(step)
+        loads_per_s = 400 / (time.perf_counter() - started)
+        steps_per_s = ours.rate() / (size * task.tokens_per_sample())
+    return Measured(
+        value=loads_per_s / steps_per_s,
+        note=f"{loads_per_s:,.0f} batches/s against {steps_per_s:.1f} steps/s, one thread loading",
+    )
+
+
+def _load() -> str:
+    return "/".join(f"{value:.1f}" for value in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
