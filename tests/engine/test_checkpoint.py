@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from manyhands.engine import checkpoint
 from manyhands.engine.checkpoint import (
@@ -79,6 +80,27 @@ def test_everything_comes_back(world: Any, tmp_path: Path, same: Any) -> None:
     assert not same(contents(other), saved)
     assert load_checkpoint(path, other, plan_hash=HASH) == Cursor(step=12, sample=48)
     assert same(contents(other), saved)
+
+
+def test_what_is_not_trained_is_not_in_the_state(world: Any, tmp_path: Path, same: Any) -> None:
+    model = world.task().build_model()
+    frozen, first = next(iter(model.named_parameters()))
+    first.requires_grad_(False)
+    optimizer = build_optimizer(world.plan.local.optimizer, model)
+    take_step(
+        world.task(), model, [world.task().batch(np.arange(4))], optimizer=optimizer, learning_rate=1e-2
+    )
+    training = Training(model=model, optimizer=optimizer)
+    path = save(world, tmp_path, 12, training)
+    assert not any(key.endswith(f"/{frozen}") for key in load_file(path / STATE_FILE))
+    assert load_file(path / "model.safetensors"), "what a person keeps is whole"
+    expected = contents(training)
+    with torch.no_grad():
+        for parameter in training.model.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    load_checkpoint(path, training, plan_hash=HASH)
+    assert same(contents(training), expected)
 
 
 def test_what_a_person_keeps_is_in_the_same_directory(world: Any, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ SETTINGS = [
     InnerOptimizer(),
     InnerOptimizer(name="sgd", lr=0.1, momentum=0.9),
     InnerOptimizer(name="sgd", lr=0.1, momentum=0.0),
+    InnerOptimizer(name="muon", lr=0.01),
 ]
 
 
@@ -97,3 +98,32 @@ def test_weight_decay_is_decoupled_and_only_on_matrices() -> None:
         for name, parameter in net.named_parameters():
             factor = 1 - 0.2 * 0.5 if parameter.ndim >= 2 else 1.0
             torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
+    class Words(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(5, 4)
+            self.hidden = torch.nn.Linear(4, 4)
+            self.output = torch.nn.Linear(4, 5, bias=False)
+
+        def get_output_embeddings(self) -> torch.nn.Module:
+            return self.output
+
+    net = Words()
+    settings = InnerOptimizer(name="muon", lr=0.02, weight_decay=0.0)
+    optimizer = build_optimizer(settings, net)
+    before = net.hidden.weight.detach().clone()
+    net.output(net.hidden(net.embedding(torch.arange(5)))).square().sum().backward()
+    optimizer.step()
+    keys = {
+        name.split("/", 1)[1]: name.split("/", 1)[0]
+        for name in state_of(optimizer, net)
+        if "step" not in name
+    }
+    assert keys["hidden.weight"] == "momentum_buffer"
+    assert {keys[name] for name in ("embedding.weight", "hidden.bias", "output.weight")} == {"exp_avg_sq"}
+    # An orthogonalized step of a 4 x 4 matrix, scaled by 0.2 * sqrt(4): all singular values near 0.4 times lr.
+    moved = torch.linalg.svdvals((before - net.hidden.weight.detach()) / 0.02)
+    assert 0.2 < float(moved.min()) <= float(moved.max()) < 0.6

@@ -12,6 +12,7 @@ from manyhands.engine.optimizer import build_optimizer
 from manyhands.engine.parallel import Parallelized
 from manyhands.engine.step import Steering, Step, training_step
 from manyhands.engine.trainer import load_weights
+from manyhands.tasks.protocol import Loss
 from manyhands.updates.types import Abandoned
 
 
@@ -160,3 +161,53 @@ def test_bf16_is_near_fp32_and_keeps_fp32_gradients(world: Any) -> None:
     assert float(half.loss) != float(full.loss)
     assert float(half.loss) == pytest.approx(float(full.loss), rel=0.01)
     assert all(g.dtype == torch.float32 for g in gradients(model))
+
+
+class Counted:
+    """Samples x; the loss is the mean of weight * x, over as many as the batch says."""
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> Loss:
+        values = batch["x"] * model.weight
+        return Loss(mean=values.mean() if len(values) else values.sum(), count=len(values))
+
+
+class Scale(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+
+def test_a_micro_batch_that_counts_nothing_changes_nothing() -> None:
+    parts = [{"x": torch.tensor(x)} for x in ([], [2.0, 4.0], [], [9.0])]
+    model = Scale()
+    step = take_step(Counted(), model, parts, optimizer=None)
+    assert float(step.loss) == pytest.approx(5.0)
+    assert float(model.weight.grad) == pytest.approx(5.0)
+    nothing = take_step(Counted(), model, parts[:1], optimizer=None)
+    assert (float(nothing.loss), nothing.count, float(model.weight.grad)) == (0.0, 0, 0.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_can_be_left_out(value: float) -> None:
+    model = Scale()
+    optimizer = torch.optim.AdamW(model.parameters())
+    more = {"optimizer": optimizer, "learning_rate": 0.1, "skip_nonfinite": True}
+    bad = take_step(Counted(), model, [{"x": torch.tensor([1.0, value])}], **more)
+    assert bad.skipped
+    assert model.weight.tolist() == [1.0]
+    assert not optimizer.state
+    good = take_step(Counted(), model, [{"x": torch.tensor([1.0])}], **more)
+    assert not good.skipped
+    assert model.weight.tolist() < [1.0]
+
+
+def test_gradients_of_bf16_weights_are_summed_in_fp32() -> None:
+    """256 + 1 is 256 in bf16, so a sum of many small ones would stop there."""
+    parts = [{"x": torch.tensor([256.0 if i == 0 else 1.0], dtype=torch.bfloat16)} for i in range(257)]
+    sums = {}
+    for fp32_sum in (False, True):
+        model = Scale().to(torch.bfloat16)
+        take_step(Counted(), model, parts, optimizer=None, fp32_sum=fp32_sum)
+        sums[fp32_sum] = float(model.weight.grad) * 257
+    assert sums[False] == pytest.approx(256, rel=0.01)
+    assert sums[True] == pytest.approx(512, rel=0.01)

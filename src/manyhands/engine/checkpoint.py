@@ -4,8 +4,8 @@
         latest                      the name of the newest one, for people and scripts
         step-00000300/
             training.json           version, plan hash, step, data cursor
-            state/*.safetensors     weights/<parameter>, optimizer/<key>/<parameter>: one file, or where the model is
-                                    sharded one for each process, by torch.distributed.checkpoint
+            state/*.safetensors     weights/<parameter>, optimizer/<key>/<parameter>, of what is trained: one file,
+                                    or where the model is sharded one of each process (torch.distributed.checkpoint)
             ...                     the task's own form (language model: what transformers loads)
         round-00000012/             of a networked run: the task's own form of public after 12 closings
 
@@ -68,9 +68,13 @@ class Training:
     world: World = ALONE
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Those of the model and the optimizer themselves, by their names in a checkpoint."""
-        tensors = {f"weights/{name}": p.detach() for name, p in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
+        """Those of the model and the optimizer themselves, by their names in a checkpoint.
+
+        Parameters that are not trained are left out: they are those of the first weights, which a resume loads first.
+        """
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        tensors = {f"weights/{name}": p.detach() for name, p in trained.items()}
+        for name, parameter in trained.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"optimizer/{key}/{name}"] = value.detach()
@@ -136,8 +140,11 @@ class Saver:
             return self._staged_shards(world, tensors, weights, record, name)
         if not world.leads:
             return lambda: None
-        rest = {key: tensor.to("cpu", copy=True) for key, tensor in tensors.items() if key[:8] != "weights/"}
-        state = {f"weights/{key}": tensor for key, tensor in weights.items()} | rest
+        copied = {f"weights/{name}": tensor for name, tensor in weights.items()}
+        state = {
+            key: copied[key] if key in copied else tensor.to("cpu", copy=True)
+            for key, tensor in tensors.items()
+        }
 
         def fill(partial: Path) -> None:
             (partial / STATE).mkdir()
