@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from manyhands.node.view import RunView
-from manyhands.ui.live import ClientScreen, RunScreen, TrainScreen, choose_logs, run_table
+from manyhands.ui.live import ClientScreen, RunScreen, choose_logs, run_table
 
 KEY, OTHER = "a1" * 32, "b2" * 32
 
@@ -133,28 +133,6 @@ def test_client_panel_keeps_the_latest(capsys: pytest.CaptureFixture[str]) -> No
     assert "3/10" in text
     assert "2.5000" in text
     assert "2.0 KiB" in text
-
-
-def test_train_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    events = [
-        {"kind": "loading", "text": "loading torch"},
-        {"kind": "preparing", "task": "language_model"},
-        {"kind": "evaluation", "step": 0, "set": "validation", "loss": 6.9},
-        {"kind": "step", "step": 10, "steps": 20, "loss": 5.5, "tokens_per_s": 1234.5},
-        {"kind": "saved", "step": 20, "checkpoint": "/x"},
-        {"kind": "interrupted", "step": 20},
-    ]
-    with TrainScreen("console", "mine") as screen:
-        for event in events:
-            screen.show(event)
-        assert "step 20/20" in drawn(screen._panel())
-    assert [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines()] == [
-        "preparing the data of task language_model",
-        "validation loss 6.9000 at step 0",
-        "step 10/20: loss 5.5000, 1,234 tokens/s",
-        "saved /x",
-        "interrupted at step 20",
-    ]
 
 
 def test_no_redrawing_where_nobody_could_see_it() -> None:

@@ -1,4 +1,4 @@
-"""Live views in a terminal: a run's table, a client's own line of work, a training on this machine.
+"""Live views in a terminal: a run's table, a client's own line of work; a training's is in ui/live_training.py.
 
 Each is fed with structured events or views and shows the latest; on a terminal as something that is redrawn in
 place (rich), elsewhere as plain lines, one for each thing that happened. Nobody parses what is printed here.
@@ -51,8 +51,8 @@ def choose_logs(asked: str | None) -> str:
     return "console" if asked.startswith("tui") and not terminal else asked
 
 
-class _Screen:
-    """A rich Live, or nothing; `redraw` is what a subclass shows."""
+class Screen:
+    """A rich Live, or nothing; `_draw` is what a subclass shows."""
 
     def __init__(self, redrawn: bool) -> None:
         self.console = Console()
@@ -87,7 +87,7 @@ class _Screen:
 
 
 # ---------------------------------------------------------------------------------------- a run
-class RunScreen(_Screen):
+class RunScreen(Screen):
     """A run's live table, fed with views of it."""
 
     def __init__(self, logs: str) -> None:
@@ -204,7 +204,7 @@ def _names(view: RunView) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------------- a client
-class ClientScreen(_Screen):
+class ClientScreen(Screen):
     """What one client does, fed with its events (node/view.py ClientEvent)."""
 
     def __init__(self, logs: str, public: str) -> None:
@@ -248,68 +248,3 @@ class ClientScreen(_Screen):
         grid.add_row("down", human_bytes(float(now.get("bytes_down", 0))))
         grid.add_row("here for", human_seconds(time.monotonic() - self._started))
         return Group(head, grid, *(Text("  " + line, style="dim") for line in self._latest))
-
-
-# ----------------------------------------------------------------------------------- a training
-class TrainScreen(_Screen):
-    """`manyhands train`, fed with the events of engine/run.py."""
-
-    def __init__(self, logs: str, name: str) -> None:
-        super().__init__(redrawn=logs == "tui")
-        self._logs, self._name = logs, name
-        self._now: dict[str, Any] = {}
-        self._validation: float | None = None
-
-    def show(self, event: Mapping[str, Any]) -> None:
-        if self._logs == "none":
-            return
-        if self._logs == "json":
-            click.echo(json_line(event))
-            sys.stdout.flush()
-            return
-        self._now.update(event)
-        if event["kind"] == "evaluation":
-            self._validation = event["loss"]
-        text = self._in_words(event)
-        if text and (self._logs == "console" or event["kind"] != "step"):
-            self.line(text)
-        self._draw(self._panel())
-
-    def _in_words(self, event: Mapping[str, Any]) -> str:
-        match event["kind"]:
-            case "loading":
-                return ""
-            case "preparing":
-                return f"preparing the data of task {event['task']}"
-            case "started":
-                return (
-                    f"{event['parameters']:,} parameters, {event['samples']:,} samples, {event['steps']} steps "
-                    f"on {event['device']} ({event['threads']} threads)"
-                )
-            case "step":
-                return (
-                    f"step {event['step']}/{event['steps']}: loss {human_loss(event['loss'])}, "
-                    f"{human_rate(event['tokens_per_s'])} tokens/s"
-                )
-            case "evaluation":
-                return f"{event['set']} loss {human_loss(event['loss'])} at step {event['step']}"
-            case "saved":
-                return f"saved {event['checkpoint']}"
-            case kind:
-                return f"{kind} at step {event['step']}" if "step" in event else str(kind)
-
-    def _panel(self) -> RenderableType:
-        now = self._now
-        if now.get("kind") == "loading":
-            return Text(str(now["text"]), style="dim")
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row(
-            ProgressBar(
-                total=max(1, int(now.get("steps") or 1)), completed=int(now.get("step") or 0), width=40
-            ),
-            f"step {now.get('step', 0)}/{now.get('steps', '-')}",
-            f"loss {human_loss(now.get('loss'))}",
-            f"validation {human_loss(self._validation)}",
-            f"{human_rate(now.get('tokens_per_s'))} tokens/s",
-        )
-        return Group(Text(self._name, style="bold"), grid)

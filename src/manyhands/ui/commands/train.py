@@ -206,7 +206,8 @@ class _Training:
         return command
 
     def _here(self) -> None:
-        from manyhands.ui.live import TrainScreen, choose_logs
+        from manyhands.ui.live import choose_logs
+        from manyhands.ui.live_training import TrainScreen
 
         configuration, start = self._configuration, self._configuration.start
         leads = (start.rank or int(os.environ.get("RANK", "0"))) == 0
