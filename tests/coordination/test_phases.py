@@ -36,7 +36,7 @@ def test_waiting_then_warming_up_then_training(desk: MakeDesk) -> None:
     assert table.state.phase == "waiting"
     table.join("b")
     assert table.state.phase == "warming_up"
-    assert "2 are needed" in table.sent(PhaseChanged, EVERYONE)[-1].reason
+    assert "of 2 clients are here" in table.sent(PhaseChanged, EVERYONE)[-1].reason
     table.ready("a")
     assert table.state.phase == "warming_up"
     table.ready("b")
@@ -88,7 +88,7 @@ def test_fewer_than_needed_open_no_round(desk: MakeDesk) -> None:
     table.accept("a")
     table.advance()
     assert table.state.phase == "waiting"
-    assert "1 clients are here, 2 are needed" in table.sent(PhaseChanged, EVERYONE)[-1].reason
+    assert "1 of 2 clients are here" in table.sent(PhaseChanged, EVERYONE)[-1].reason
     table.ready("a")
     assert table.state.rounds == {}
     table.join("b", boot="2", has_round=1)

@@ -50,10 +50,10 @@ def _wait(step: Step) -> None:
     if present < needed:
         return
     if step.state.next_round > 0:
-        enter(step, "training", f"{present} clients are here, {needed} are needed: the run goes on")
+        enter(step, "training", f"{present} of {needed} clients are here: the run goes on")
         return
     step.change(phase_deadline_ms=step.now_ms + milliseconds(step.state.plan.rounds.warmup_s))
-    enter(step, "warming_up", f"{present} clients are here, {needed} are needed: they load the model")
+    enter(step, "warming_up", f"{present} of {needed} clients are here: they load the model")
 
 
 def _warm_up(step: Step) -> None:
@@ -62,10 +62,10 @@ def _warm_up(step: Step) -> None:
     deadline = step.state.phase_deadline_ms
     if len(present) < needed:
         step.change(phase_deadline_ms=None)
-        enter(step, "waiting", f"{len(present)} clients are here, {needed} are needed")
+        enter(step, "waiting", f"{len(present)} of {needed} clients are here")
     elif len(ready) >= needed and (len(ready) == len(present) or deadline is None or step.now_ms >= deadline):
         step.change(phase_deadline_ms=None)
-        enter(step, "training", f"{len(ready)} clients are ready")
+        enter(step, "training", f"{len(ready)} ready")
     elif deadline is not None and step.now_ms >= deadline:
         step.change(phase_deadline_ms=None)  # over: training starts with the first who are enough
 
@@ -86,7 +86,7 @@ def _train(step: Step) -> None:
         if state.opening_ms is not None:
             step.change(opening_ms=None)
         if len(present) < needed and not state.rounds:
-            enter(step, "waiting", f"{len(present)} clients are here, {needed} are needed for the next round")
+            enter(step, "waiting", f"{len(present)} of {needed} clients are here for the next round")
         return
     expected = [
         client

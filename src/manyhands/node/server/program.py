@@ -35,6 +35,7 @@ from manyhands.node.server.aggregator import Aggregator
 from manyhands.node.server.evaluator import Evaluator
 from manyhands.node.server.http import BlobGuard, api_routes
 from manyhands.node.server.limits import END_GRACE_S, Bodies, PromptHttp, PromptWebSocket
+from manyhands.node.server.narration import narrate
 from manyhands.node.server.preparation import find_run, prepare_run
 from manyhands.node.server.retention import forget_old_blobs
 from manyhands.node.server.run_driver import RunDriver
@@ -185,6 +186,7 @@ async def _serve_run(
                 "server_key": identity.public,
             }
         )
+        programs.add(asyncio.create_task(narrate(run, views, options.on_event)))
         try:
             await _first_end(stopping, serving, run.driver.failed, programs)
         finally:
