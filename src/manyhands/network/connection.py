@@ -22,6 +22,7 @@ from manyhands.identity.contributions import new_nonce
 from manyhands.identity.keys import Identity
 from manyhands.network import messages
 from manyhands.network.blobs.holders import Holder
+from manyhands.network.faults import in_words
 from manyhands.network.messages import (
     PROTOCOL_VERSIONS,
     Ack,
@@ -163,7 +164,7 @@ class Connection:
             except _Later as later:
                 state, why, wait_s = "waiting", str(later), max(wait_s, later.wait_s)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                why = str(error) or type(error).__name__
+                why = in_words(error)
                 if self.welcome is None and not self.patient:
                     raise ServerUnreachable(
                         f"no manyhands server answers at {self.terms.address}: {why}. "

@@ -15,6 +15,7 @@ from manyhands.identity import keys
 from manyhands.identity.canonical import sign_document
 from manyhands.identity.contributions import new_nonce
 from manyhands.identity.keys import Identity
+from manyhands.network.faults import in_words
 from manyhands.node.view import RunSummary, RunView
 from manyhands.plan.schema import Identifier
 
@@ -137,7 +138,7 @@ async def _ask(method: str, address: str, path: str, document: Any) -> Any:
             return answer
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise ServerUnreachable(
-            f"no manyhands server answers at {address}: {error or 'no answer in time'}. Is it running, and is "
+            f"no manyhands server answers at {address}: {in_words(error)}. Is it running, and is "
             "this its host:port?"
         ) from None
     except ValueError as error:

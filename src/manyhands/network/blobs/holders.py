@@ -20,6 +20,7 @@ import aiohttp
 
 from manyhands.coordination.types import BlobId
 from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable
+from manyhands.network.faults import in_words
 
 _ANSWER_BYTES = 64 * 1024  # of an error's text; what is longer is cut
 _READ_BYTES = 1024 * 1024  # how much aiohttp reads ahead
@@ -92,7 +93,7 @@ async def requested(
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
         raise BlobError(f"'{holder.url}' is not an HTTP address ({error}).") from None
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-        raise Passing(f"{holder.url}: {type(error).__name__} {error}".rstrip()) from error
+        raise Passing(f"{holder.url}: {in_words(error)}") from error
 
 
 async def _raise_fault(answer: aiohttp.ClientResponse, holder: Holder) -> None:

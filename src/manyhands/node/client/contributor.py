@@ -103,7 +103,8 @@ class Contributor:
             await self._contribute(work, path, claims)
             node.tell(
                 "sent",
-                f"round {assignment.round}: update sent, loss {claims.loss}",
+                f"round {assignment.round}: update sent"
+                + ("" if claims.loss is None else f", loss {claims.loss:.4f}"),
                 state="waiting",
                 round=assignment.round,
                 loss=claims.loss,
