@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +22,14 @@ Sink = Callable[[Event], None]
 
 
 class Events:
-    """`emit(kind, ...)` while the context lasts; a figure that is not finite becomes null.
+    """`emit(kind, ...)` while the context lasts, from any thread; a figure that is not finite becomes null.
 
     path None: no file, for a process that does not lead.
     """
 
     def __init__(self, path: Path | None, sinks: Sequence[Sink] = ()) -> None:
         self._path, self._sinks = path, list(sinks)
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Events:
         self._file = None if self._path is None else self._path.open("a", encoding="utf-8")
@@ -39,6 +41,10 @@ class Events:
         if self._file is not None:
             self._file.close()
 
+    def add(self, sink: Sink) -> None:
+        """Hand it every event from now on."""
+        self._sinks.append(sink)
+
     def emit(self, kind: str, **fields: Any) -> None:
         event: Event = {
             "version": EVENTS_VERSION,
@@ -46,11 +52,12 @@ class Events:
             "kind": kind,
             **{name: _finite(value) for name, value in fields.items()},
         }
-        if self._file is not None:
-            self._file.write(json.dumps(event, allow_nan=False) + "\n")
-            self._file.flush()
-        for sink in self._sinks:
-            sink(event)
+        with self._lock:
+            if self._file is not None:
+                self._file.write(json.dumps(event, allow_nan=False) + "\n")
+                self._file.flush()
+            for sink in self._sinks:
+                sink(event)
 
 
 def _finite(value: Any) -> Any:

@@ -32,7 +32,7 @@ from manyhands.engine.evaluation import evaluate
 from manyhands.engine.events import Event, Events
 from manyhands.engine.flops import training_flops
 from manyhands.engine.loading import made_ahead, micro_batches, step_indices
-from manyhands.engine.loggers import sinks_of
+from manyhands.engine.loggers import logging_to
 from manyhands.engine.optimizer import build_optimizer
 from manyhands.engine.parallel import Parallelized, parallelize
 from manyhands.engine.report import Report, optimizer_stats
@@ -87,10 +87,10 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(asked_to_stop(quiet=not place.leads))
         world = stack.enter_context(enter_world(place, device, settings.parallel))
-        sinks = sinks_of(settings.logging, plan, directory) if world.leads else []
-        if on_event is not None and world.leads:
-            sinks.append(on_event)
+        sinks = [on_event] if on_event is not None and world.leads else []
         events = stack.enter_context(Events(directory / "events.jsonl" if world.leads else None, sinks))
+        if world.leads:
+            stack.enter_context(logging_to(events, settings.logging, plan, directory))
         run = _Run(plan, directory, settings, world, events, resume)
         stack.callback(run.close)
         try:
