@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -103,8 +103,33 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A model by itself, read from what `Task.save_pretrained` wrote, and how it is called where there is no task.
+
+    `model`: in evaluation mode, fp32, on the CPU. `call`: what a graph is made of, forward(**inputs) -> tensor; often
+    the model itself. `inputs`: an example. `axes`: by input, its dimensions that may have another size, and their
+    names.
+    """
+
+    model: torch.nn.Module
+    call: torch.nn.Module
+    inputs: Mapping[str, torch.Tensor]
+    axes: Mapping[str, Mapping[int, str]]
+    output: str  # name of what `call` returns
+
+
+@runtime_checkable
+class LoadsSaved(Protocol):
+    """What a TaskFamily may do too, so that its checkpoints can be exported."""
+
+    def load_saved(self, directory: Path) -> Saved:
+        """Raises DataError for a directory that is none of this family's, or broken."""
+        ...
+
+
 class TaskFamily(Protocol):
-    """How a kind of task is prepared and opened; one per name of the registry."""
+    """How a kind of task is prepared and opened; one per name of the registry. It may be a `LoadsSaved` too."""
 
     def prepare(self, plan: Plan, directory: Path) -> Prepared:
         """Read the sources, write the materials into `directory`. Raises DataError."""

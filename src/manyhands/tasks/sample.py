@@ -7,14 +7,11 @@ at a time over a window of the model's context length, so a sample may be longer
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manyhands.errors import DataError
-from manyhands.tasks.language_model.adapter import CONFIGURATION, load_merged
-from manyhands.tasks.model_configuration import without_progress_bars
+from manyhands.tasks.language_model.saved import load_language_model, load_tokenizer
 
 
 def sample_text(
@@ -31,8 +28,8 @@ def sample_text(
     temperature 0 takes the likeliest token; top_k 0 allows all. The same seed gives the same text on the same
     machine. Raises DataError for a directory that is no checkpoint of a language model.
     """
-    model = _load(directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    model = load_language_model(directory).eval()
+    tokenizer = load_tokenizer(directory)
     context = int(model.config.max_position_embeddings)
     end = tokenizer.eos_token_id
     encoded = tokenizer(prompt, add_special_tokens=False, verbose=False) if prompt else {"input_ids": []}
@@ -52,21 +49,6 @@ def sample_text(
             ids.append(chosen)
             window.append(chosen)
     return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def _load(directory: Path) -> Any:
-    """The model of a checkpoint in evaluation mode; of an adapter, its base with the adapter merged into it."""
-    if (directory / CONFIGURATION).is_file():
-        model = load_merged(directory)
-    elif (directory / "config.json").is_file():
-        with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
-    else:
-        raise DataError(
-            f"{directory} has no config.json and no {CONFIGURATION}: give a checkpoint that a language model "
-            "run wrote"
-        )
-    return model.eval()
 
 
 def _choose(logits_V: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:

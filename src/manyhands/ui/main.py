@@ -25,12 +25,21 @@ _COMMANDS = {
         f"{_HERE}.demo:demo", "A server, three clients and a dashboard on this machine train a small model."
     ),
     "train": Entry(f"{_HERE}.train:train", "Train a plan's task on this machine alone."),
+    "eval": Entry(
+        f"{_HERE}.evaluate:evaluate", "Evaluate a checkpoint on its own sets, or on those of lm-eval."
+    ),
+    "sample": Entry(f"{_HERE}.sample:sample", "Text from a trained language model."),
+    "export": Entry(f"{_HERE}.export:export", "A checkpoint as ONNX or safetensors, for other programs."),
+    "gpus": Entry(f"{_HERE}.gpus:gpus", "Which process of whom uses which NVIDIA GPU of this machine."),
     "server": Entry(f"{_HERE}.server:server", "Run, check and steer a server."),
     "client": Entry(f"{_HERE}.client:client", "Take part in a run; make and show identities."),
     "join": Entry(f"{_HERE}.client_train:join", "Take part in a run: the same as `client train`."),
     "ledger": Entry(f"{_HERE}.ledger:ledger", "What happened in each round of a run, to whom, and why."),
     "runs": Entry(f"{_HERE}.runs:runs", "The runs on this machine or on a server."),
-    "config": Entry(f"{_HERE}.config:config", "Show a plan as it is after presets and overrides."),
+    "config": Entry(
+        f"{_HERE}.config:config",
+        "Show a configuration after presets and overrides; copy the configs to edit them.",
+    ),
     "bench": Entry(f"{_HERE}.bench:bench", "Measure manyhands on this machine beside its targets."),
 }
 

@@ -1,0 +1,51 @@
+"""A checkpoint on its task's own evaluation sets: the same samples as during the training, or more of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from manyhands.engine.evaluation import EvaluationResult, evaluate
+from manyhands.engine.saved_run import model_of, open_task, own_family
+from manyhands.plan.schema import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """One of the task's sets. `unit`: of what the loss is a mean over."""
+
+    set: str
+    unit: str
+    result: EvaluationResult
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    plan: Plan,
+    directory: Path,
+    *,
+    device: torch.device,
+    samples: int | None = None,
+    allowed: Collection[str] = (),
+) -> list[Evaluated]:
+    """The losses and metrics of each evaluation set, the main one first.
+
+    `directory`: that of the training, with its materials. `samples`: of each set, in whole batches, evenly over it;
+    None: as many as the plan's evaluation.max_batches. Raises DataError, StorageError, Refused.
+    """
+    task = open_task(plan, directory / "materials", allowed)
+    model = model_of(task, checkpoint, own_family(directory, allowed)).to(device)
+    batch_size = plan.local.batch_size
+    if samples is not None:
+        batch_size = min(batch_size, samples)
+        batches = math.ceil(samples / batch_size)
+    else:
+        batches = plan.evaluation.max_batches
+    return [
+        Evaluated(set=name, unit=task.unit, result=evaluate(task, model, batches, batch_size, split=name))
+        for name in task.evaluation_sets
+    ]

@@ -1,0 +1,66 @@
+"""A checkpoint and the training that it is from: its plan, its task over the same materials, its model.
+
+A checkpoint of a training (step-*) has every parameter by name, whatever the task; one of a networked run (round-*)
+has the task's own form alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from manyhands.engine.checkpoint import STATE
+from manyhands.engine.configuration import PLAN_FILE, kept_configuration
+from manyhands.errors import DataError, StorageError
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import CustomTask
+from manyhands.tasks.protocol import Task, TaskFamily
+from manyhands.tasks.registry import family_of
+from manyhands.tasks.saved import load_saved
+
+
+def plan_of(training: Path | None) -> Plan | None:
+    """The plan that a training's directory holds, if it does."""
+    if training is None or not (training / PLAN_FILE).is_file():
+        return None
+    return kept_configuration(training).plan
+
+
+def own_family(training: Path | None, allowed: Collection[str]) -> TaskFamily | None:
+    """The family of a training's task, if it is the user's own code. Raises Refused where that is not allowed."""
+    plan = plan_of(training)
+    return (
+        family_of(plan, allowed=allowed) if plan is not None and isinstance(plan.task, CustomTask) else None
+    )
+
+
+def model_of(task: Task, checkpoint: Path, family: TaskFamily | None = None) -> torch.nn.Module:
+    """The task's model with the weights of a checkpoint, on the CPU. Raises StorageError, DataError.
+
+    `family`: that of the task, if it is the user's own code.
+    """
+    if not (checkpoint / STATE).is_dir():
+        return load_saved(checkpoint, family).model
+    model = task.build_model()
+    wanted = {f"weights/{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it should be
+            load(wanted, storage_reader=HuggingFaceStorageReader(str(checkpoint / STATE)), no_dist=True)
+    except (OSError, SafetensorError, ValueError, KeyError, CheckpointException) as error:
+        raise StorageError(f"checkpoint {checkpoint / STATE}: {error}; give another checkpoint") from error
+    return model
+
+
+def open_task(plan: Plan, materials: Path, allowed: Collection[str]) -> Task:
+    """The task of a training over the materials that it prepared. Raises DataError, Refused, PlanError."""
+    if not materials.is_dir():
+        raise DataError(f"{materials} does not exist: the training's materials are needed, prepared by it")
+    return family_of(plan, allowed=allowed).open(plan, materials)

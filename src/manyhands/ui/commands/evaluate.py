@@ -1,0 +1,144 @@
+"""`manyhands eval CHECKPOINT`: a trained model on its task's own evaluation sets, or on tasks of lm-eval."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from manyhands.ui.command_line import Command, format_option
+
+if TYPE_CHECKING:
+    from manyhands.ui.checkpoints import Found
+
+allow_task_option = click.option(
+    "--allow-task",
+    "allowed",
+    multiple=True,
+    metavar="MODULE:NAME",
+    help="Let the training's plan name this code of yours.",
+)
+
+_TASK_COLUMNS = {
+    "task": "task",
+    "metric": "metric",
+    "filter": "filter",
+    "value": "value",
+    "stderr": "± standard error",
+    "samples": "documents",
+    "fewshot": "few-shot",
+}
+
+
+@click.command("eval", cls=Command)
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.option(
+    "--tasks",
+    metavar="A,B",
+    help="Tasks of lm-eval (extra: eval).  [default: the task's own evaluation sets]",
+)
+@click.option(
+    "--num-fewshot", metavar="N", type=click.IntRange(min=0), help="Examples to show, with --tasks."
+)
+@click.option("--seed", metavar="S", type=click.IntRange(min=0), help="Which examples.  [default: 1234]")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="So many documents of each task, or samples of each set (whole batches).",
+)
+@click.option(
+    "--include-path",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Task files of your own for lm-eval, with --tasks.",
+)
+@click.option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+@allow_task_option
+@format_option
+def evaluate(
+    checkpoint: str,
+    tasks: str | None,
+    num_fewshot: int | None,
+    seed: int | None,
+    limit: int | None,
+    include_path: Path | None,
+    device: str,
+    allowed: tuple[str, ...],
+    output: str,
+) -> None:
+    """Evaluate a trained model: on its task's own sets, or with --tasks on those of lm-eval.
+
+    CHECKPOINT is a checkpoint's directory, that of a training or of a run (then its newest), or a run's name. The
+    task's own sets need the directory of its training. HF_HUB_OFFLINE=1 keeps lm-eval from the network.
+    """
+    from manyhands.ui.checkpoints import locate
+
+    only = {"--num-fewshot": num_fewshot, "--seed": seed, "--include-path": include_path}
+    if tasks is None and (without := [name for name, value in only.items() if value is not None]):
+        raise click.UsageError(f"{without[0]} belongs to tasks of lm-eval: give --tasks too")
+    found = locate(checkpoint)
+    if tasks is None:
+        _print_own(_own(found, device, limit, allowed), output)
+        return
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError(f"--tasks {tasks!r} names none, as in --tasks hellaswag,piqa")
+    from manyhands.engine.device import choose_device
+    from manyhands.engine.lm_eval_tasks import run_tasks
+    from manyhands.ui.terminal import print_rows
+
+    scores = run_tasks(
+        found.checkpoint,
+        names,
+        device=choose_device(device),
+        fewshot=num_fewshot,
+        seed=1234 if seed is None else seed,
+        limit=limit,
+        include_path=include_path,
+    )
+    print_rows([asdict(score) for score in scores], _TASK_COLUMNS, output)
+
+
+def _own(found: Found, device: str, limit: int | None, allowed: tuple[str, ...]) -> list[dict[str, Any]]:
+    from manyhands.engine.device import choose_device
+    from manyhands.engine.evaluate_checkpoint import evaluate_checkpoint
+    from manyhands.engine.saved_run import plan_of
+
+    plan = plan_of(found.training)
+    if plan is None or found.training is None:
+        raise click.UsageError(
+            f"{found.checkpoint} lies in no directory of a training, which has plan.yaml and the evaluation sets: "
+            "give a training's directory, or --tasks for those of lm-eval"
+        )
+    evaluated = evaluate_checkpoint(
+        found.checkpoint, plan, found.training, device=choose_device(device), samples=limit, allowed=allowed
+    )
+    return [
+        {
+            "set": each.set,
+            "loss": each.result.loss,
+            "samples": each.result.samples,
+            "count": each.result.count,
+            "unit": each.unit,
+            "metrics": dict(each.result.metrics),
+        }
+        for each in evaluated
+    ]
+
+
+def _print_own(rows: list[dict[str, Any]], output: str) -> None:
+    """In a table each metric has a column."""
+    from manyhands.ui.terminal import print_json, table
+
+    if output == "json":
+        print_json(rows)
+        return
+    flat = [{**row, "count": f"{row['count']:,} {row['unit']}", **row["metrics"]} for row in rows]
+    metrics = dict.fromkeys(name for row in rows for name in row["metrics"])
+    columns = {"set": "set", "loss": "loss", "samples": "samples", "count": "mean over"}
+    click.echo(table(flat, columns | {name: name.replace("_", " ") for name in metrics}))
