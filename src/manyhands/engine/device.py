@@ -44,8 +44,8 @@ def device_of(place: Place, name: str = "auto") -> torch.device:
         return choose_device(name)
     if name not in ("auto", "cuda"):
         raise WorkerError(
-            f"exec.device={name} is one device, and there are {place.world_size} processes: leave it out, or choose "
-            "devices with --devices or CUDA_VISIBLE_DEVICES"
+            f"{name} is one device, and there are {place.world_size} processes: leave it out, or choose devices with "
+            "CUDA_VISIBLE_DEVICES"
         )
     if not torch.cuda.is_available():
         return choose_device(name)

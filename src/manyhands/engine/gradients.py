@@ -12,12 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from manyhands.engine.sharding import local
+
 Sharding = tuple[dist.ProcessGroup, ...]
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a tensor; a change of it in place is one of the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def divide(gradients: Iterable[torch.Tensor], divisor: torch.Tensor | float) -> None:

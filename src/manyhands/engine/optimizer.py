@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from manyhands.engine.sharding import like, whole
 from manyhands.errors import StorageError
 from manyhands.plan.schema import InnerOptimizer
 
@@ -136,9 +137,9 @@ def create_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def state_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Clones on the CPU. Empty for an optimizer that keeps nothing (SGD without momentum)."""
+    """Clones on the CPU, whole. Empty for an optimizer that keeps nothing (SGD without momentum)."""
     return {
-        f"{key}/{name}": value.detach().to("cpu", copy=True)
+        f"{key}/{name}": whole(value.detach()).to("cpu", copy=True)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)
@@ -163,4 +164,5 @@ def restore_state(
                 f"the inner optimizer's state has {full_name!r} of shape {list(tensor.shape)}, which this model has "
                 "no place for: it belongs to another run; delete the saved local state"
             )
-        optimizer.state[parameter][key] = tensor.detach().to(parameter.device, copy=True)
+        placed = tensor.to(parameter.device) if key == "step" else like(parameter, tensor)
+        optimizer.state[parameter][key] = placed.detach().clone()

@@ -104,6 +104,32 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def share(self, tensors: Mapping[str, torch.Tensor] | None) -> Mapping[str, torch.Tensor] | None:
+        """Rank 0's tensors, which are on the CPU, on every rank; None likewise."""
+        if self.size == 1:
+            return tensors
+        leads = tensors if self.leads else None
+        table = self.told(None if leads is None else {name: (t.shape, t.dtype) for name, t in leads.items()})
+        if table is None:
+            return None
+        shared = {}
+        for name, (shape, dtype) in table.items():
+            value = torch.empty(shape, dtype=dtype) if leads is None else leads[name].contiguous()
+            dist.broadcast(value, src=0)
+            shared[name] = value
+        return shared
+
+    def any(self, asked: bool) -> bool:
+        """Whether any rank asks, alike on every rank; no wait for a device."""
+        if self.size == 1:
+            return asked
+        return bool(self.largest(torch.tensor(float(asked))))
+
+    def is_lost_in(self, error: Exception) -> bool:
+        """Whether this is how the end of another rank is felt here."""
+        text = str(error)
+        return self.size > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text)
+
     def barrier(self) -> None:
         """Until everybody is here."""
         if self.size > 1:
