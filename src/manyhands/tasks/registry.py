@@ -2,12 +2,15 @@
 
 A family's module is imported only when it is asked for, so a program without torch can use this registry
 for a task that needs none. A user's own task (`task.name=custom`) is imported only if its target is among
-those that the owner of this machine has allowed; a plan from elsewhere cannot name code to run.
+those that the owner of this machine has allowed; a plan from elsewhere cannot name code to run. It is looked
+for where Python looks, and then in the working directory.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Collection, Mapping
 from typing import Final, cast
 
@@ -41,7 +44,15 @@ def family_of(plan: Plan, *, allowed: Collection[str] = ()) -> TaskFamily:
             f"the plan's task is the code {task.target!r}, which is not allowed on this machine (allowed: {listed}); "
             f"if you trust it, allow it by that name"
         )
+    _look_here_too()
     return _load(task.target)
+
+
+def _look_here_too() -> None:
+    """A task of one's own may lie in the working directory, which an installed command does not search by itself."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
 
 
 def _load(target: str) -> TaskFamily:

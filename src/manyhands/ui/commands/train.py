@@ -177,6 +177,8 @@ class _Training:
             raise click.UsageError(
                 f"--devices {devices} are {len(indexes)}, processes={processes}: give one of the two"
             )
+        if not started:
+            self._check_task()
         if started or (processes == 1 and indexes is None):
             self._here()
             return
@@ -194,6 +196,22 @@ class _Training:
         )
         if code:
             raise click.exceptions.Exit(code)
+
+    def _check_task(self) -> None:
+        """A task of one's own is tried in a process of its own first, once: it leaves its materials."""
+        from manyhands.plan.tasks import CustomTask
+
+        task = self._configuration.plan.task
+        first = (self._configuration.start.rank or int(os.environ.get("RANK", "0"))) == 0
+        if not isinstance(task, CustomTask) or task.target not in self._allowed or not first:
+            return
+        from manyhands.engine.materials import prepared_mark
+        from manyhands.engine.task_check import check_in_process
+        from manyhands.plan.resolve import plan_hash
+
+        materials = self._directory / "materials"
+        if not prepared_mark(materials, plan_hash(self._configuration.plan)).is_file():
+            check_in_process(self._configuration.plan, materials, task.target)
 
     def _command(self) -> list[str]:
         command = ["-m", "manyhands", "train", "--kept", "--directory", str(self._directory)]
