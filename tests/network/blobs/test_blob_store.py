@@ -247,7 +247,7 @@ def crashes_at(point: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], An
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("fsync", "replace", "pwrite", "posix_fallocate", "mkdir", "unlink"):
+        for name in ("fsync", "replace", "pwritev", "posix_fallocate", "mkdir", "unlink"):
             patch.setattr(os, name, stopping(getattr(os, name)))
         try:
             act()

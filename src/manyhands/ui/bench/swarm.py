@@ -103,9 +103,12 @@ def _blob_server(directory: Path) -> Iterator[str]:
 
 
 def _random_file(path: Path, size: int) -> None:
+    """On the disk on return: what is still being written would compete with what is measured."""
     with path.open("wb") as file:
         for _ in range(size // 2**20):
             file.write(os.urandom(2**20))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _fsync_seconds(directory: Path, size: int) -> float:
