@@ -1,9 +1,13 @@
 """A client's work on a model: the Trainer that updates/ asks for (updates.types.Trainer).
 
-One instance holds one model on one device for as long as its process lives; each call loads the given
-weights into it, so nothing is left over from the call before. The same arguments on the same machine with
-the same threads give the same bits: the global generator is seeded from the assignment, and the order of
-data comes from the plan.
+One instance holds one model for as long as its process lives; each call loads the given weights into it, so
+nothing is left over from the call before. The same arguments on the same machine with the same threads, on as many
+ranks, give the same bits: the global generator is seeded from the assignment, and the order of data comes from the
+plan.
+
+In a group of processes each has an instance, and all make the same calls with the same assignment and terms. What
+else goes into the work is rank 0's and is shared from there; every rank gets all of the result. They agree between
+micro-batches on giving work up.
 """
 
 from __future__ import annotations
@@ -20,14 +24,15 @@ import torch
 from manyhands.coordination.types import Assignment, RoundTerms
 from manyhands.data.ranges import indices_of
 from manyhands.engine.optimizer import build_optimizer, restore_state, state_of
-from manyhands.engine.parallel import Parallelized
-from manyhands.engine.settings import Precision
+from manyhands.engine.parallel import parallelize
+from manyhands.engine.settings import EngineSettings, Execution, Parallel, Precision
+from manyhands.engine.sharding import like, whole
 from manyhands.engine.step import Steering, Step, training_step
-from manyhands.engine.world import World
+from manyhands.engine.world import ALONE, World
 from manyhands.errors import PlanError, WorkerError
 from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import Batch, Task
-from manyhands.updates.types import Tensors, Trained
+from manyhands.updates.types import Abandoned, Tensors, Trained
 
 LOOK_EVERY_STEPS = 10
 """On a GPU losses are read only so often: each reading waits for the device. On a CPU every step."""
@@ -45,18 +50,19 @@ class Progress:
 
 
 class EngineTrainer:
-    """Runs assignments of a plan's task on one device.
+    """Runs assignments of a plan's task, alone or as one of the ranks of `world`.
 
-    `abandoned` is asked between micro-batches and makes the work end in updates.types.Abandoned.
-    `micro_batch_size` splits a step's samples where they do not fit into memory at once (None: all at
-    once).
+    `abandoned` is asked between micro-batches and makes the work end in updates.types.Abandoned, on all ranks.
+    `micro_batch_size` splits a rank's samples of a step where they do not fit into memory at once (None: all at
+    once); each replica's share of a step is as even as it can be. `on_progress` is rank 0's. Raises PlanError where
+    the model or the steps cannot be divided among the ranks.
     """
 
     def __init__(
         self,
         task: Task,
         plan: Plan,
-        device: torch.device | str = "cpu",
+        world: World = ALONE,
         *,
         precision: Precision = "fp32",
         micro_batch_size: int | None = None,
@@ -65,13 +71,23 @@ class EngineTrainer:
     ) -> None:
         self.task = task
         self.plan = plan
-        self.device = torch.device(device)
+        self.world = world
+        self.device = world.device
         self.precision: Precision = precision
         self.micro_batch_size = micro_batch_size
         self.abandoned = abandoned
-        self.on_progress = on_progress
-        self.model = task.build_model().to(self.device).train()
-        self._parallelized = Parallelized.whole(self.model)
+        self.on_progress = on_progress if world.leads else None
+        if plan.local.batch_size < world.data_size:
+            raise PlanError(
+                f"local.batch_size={plan.local.batch_size} of this run cannot be divided among {world.data_size} "
+                "replicas: choose fewer (--data-parallelism)"
+            )
+        model = task.build_model().to(self.device).train()
+        settings = EngineSettings(
+            parallel=Parallel(tensor_parallelism=world.tensor_size), exec=Execution(precision=precision)
+        )
+        self._parallelized = parallelize(model, world, settings)
+        self.model = self._parallelized.model
         self.optimizer = build_optimizer(plan.local.optimizer, self.model)
 
     def train(
@@ -90,9 +106,9 @@ class EngineTrainer:
                 f"assignment {assignment.id} has {assignment.steps} steps, and round {terms.round} has "
                 f"{len(terms.learning_rates)} learning rates; at most local.steps can be assigned"
             )
-        self._load(weights)
-        restore_state(self.optimizer, self.model, inner)
-        seed_everything(assignment.seed)
+        self._begin(weights, assignment)
+        restore_state(self.optimizer, self.model, self.world.share(inner))
+        correction, proximal = self.world.share(correction), self.world.told(proximal)
         steering = Steering(
             clip_norm=self.plan.local.optimizer.clip_norm,
             correction=None if correction is None else self._like_parameters(correction),
@@ -108,11 +124,12 @@ class EngineTrainer:
                 optimizer=self.optimizer,
                 learning_rate=terms.learning_rates[i],
                 steering=steering,
-                world=World(device=self.device),
+                world=self.world,
                 precision=self.precision,
-                abandoned=self.abandoned,
+                reference_count=self._reference_count(assignment),
+                abandoned=self._all_abandon,
             )
-            watch.saw(step, len(indices))
+            watch.saw(step, assignment.batch_size)
         self.model.zero_grad(set_to_none=True)
         return watch.trained(
             {name: _on_cpu(parameter) for name, parameter in self._trainable().items()},
@@ -121,8 +138,7 @@ class EngineTrainer:
 
     def gradient(self, weights: Tensors, assignment: Assignment) -> Trained:
         """The mean gradient over all the assignment's samples, steps of batch_size being its micro-batches."""
-        self._load(weights)
-        seed_everything(assignment.seed)
+        self._begin(weights, assignment)
         watch = _Watch(self, assignment)
         batches = (batch for indices in self._steps(assignment) for batch in self._micro_batches(indices))
         step = training_step(
@@ -130,9 +146,10 @@ class EngineTrainer:
             self._parallelized,
             batches,
             optimizer=None,
-            world=World(device=self.device),
+            world=self.world,
             precision=self.precision,
-            abandoned=self.abandoned,
+            reference_count=self._reference_count(assignment),
+            abandoned=self._all_abandon,
         )
         watch.saw(step, assignment.steps * assignment.batch_size)
         gradients = {
@@ -145,15 +162,21 @@ class EngineTrainer:
     def _trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def _load(self, weights: Tensors) -> None:
-        load_weights(self.model, weights)
+    def _begin(self, weights: Tensors, assignment: Assignment) -> None:
+        """With rank 0's weights, and random numbers that differ between replicas, which see different samples."""
+        load_weights(self.model, self.world.share(weights) or {})
+        rank = self.world.data_rank
+        seed_everything(assignment.seed if rank == 0 else _rank_seed(assignment.seed, rank))
+
+    def _all_abandon(self) -> bool:
+        return self.world.any(self.abandoned())
 
     def _like_parameters(self, tensors: Tensors) -> list[torch.Tensor]:
         """In the order and on the device of the trainable parameters."""
-        return [tensors[name].to(self.device) for name in self._trainable()]
+        return [like(parameter, tensors[name]) for name, parameter in self._trainable().items()]
 
     def _steps(self, assignment: Assignment) -> Iterator[npt.NDArray[np.int64]]:
-        """The samples of each step, [batch_size]."""
+        """This replica's samples of each step, [batch_size / replicas, rounded up for the first ones]."""
         indices = self._indices(assignment)
         wanted = assignment.steps * assignment.batch_size
         if len(indices) != wanted:
@@ -161,7 +184,8 @@ class EngineTrainer:
                 f"assignment {assignment.id} has ranges of {len(indices)} samples, and {assignment.steps} steps of "
                 f"{assignment.batch_size} need {wanted}"
             )
-        yield from indices.reshape(assignment.steps, assignment.batch_size)
+        for step in indices.reshape(assignment.steps, assignment.batch_size):
+            yield np.array_split(step, self.world.data_size)[self.world.data_rank]
 
     def _indices(self, assignment: Assignment) -> npt.NDArray[np.int64]:
         total = self.task.samples()
@@ -171,9 +195,20 @@ class EngineTrainer:
         return indices_of(assignment.ranges, total, self.plan.seed)
 
     def _micro_batches(self, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
-        size = self.micro_batch_size or len(indices)
+        """Of a step's samples. A replica with fewer of them than another is asked as often whether to go on."""
+        largest = math.ceil(self.plan.local.batch_size / self.world.data_size)
+        size = self.micro_batch_size or largest
+        for _ in range(math.ceil(len(indices) / size), math.ceil(largest / size)):
+            if self._all_abandon():
+                raise Abandoned
         for start in range(0, len(indices), size):
             yield self.task.batch(indices[start : start + size])
+
+    def _reference_count(self, assignment: Assignment) -> int | None:
+        """What a replica's whole share counts for at most, alike on every rank; None for a process alone."""
+        if self.world.data_size == 1:
+            return None
+        return math.ceil(assignment.batch_size / self.world.data_size) * self.task.tokens_per_sample()
 
 
 class _Watch:
@@ -219,7 +254,10 @@ class _Watch:
 
     def trained(self, tensors: Tensors, inner: Mapping[str, torch.Tensor] | None) -> Trained:
         self._read()
-        loss = math.fsum(a * n for a, n in zip(self._losses, self._counts, strict=True)) / sum(self._counts)
+        counts = self._trainer.world.sum_over_data(
+            torch.tensor(self._counts, dtype=torch.float64, device=self._trainer.device)
+        ).tolist()
+        loss = math.fsum(a * n for a, n in zip(self._losses, counts, strict=True)) / sum(counts)
         return Trained(
             tensors=tensors,
             inner=inner,
@@ -253,8 +291,12 @@ def load_weights(model: torch.nn.Module, weights: Tensors) -> None:
                     f"weights do not fit the model: {name!r} has shape {list(weights[name].shape)}, the model's is "
                     f"{list(parameter.shape)}; compare plan and snapshot"
                 )
-            parameter.copy_(weights[name])
+            parameter.copy_(like(parameter, weights[name]))
 
 
 def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+    return whole(tensor.detach()).to("cpu", torch.float32, copy=True).contiguous()
+
+
+def _rank_seed(seed: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)

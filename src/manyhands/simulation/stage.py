@@ -54,7 +54,7 @@ class Stage:
             parameters=tuple(made.parameters),
             samples=made.samples,
             task=task,
-            trainer=EngineTrainer(task, plan, choose_device(device)),
+            trainer=EngineTrainer(task, plan, World(device=choose_device(device))),
             first_snapshot=first,
             first_fingerprint=fingerprint,
         )
@@ -76,7 +76,7 @@ class Stage:
             parameters=descriptor.parameters,
             samples=descriptor.samples,
             task=task,
-            trainer=EngineTrainer(task, descriptor.plan, choose_device(device)),
+            trainer=EngineTrainer(task, descriptor.plan, World(device=choose_device(device))),
             first_snapshot=run.first_snapshot,
             first_fingerprint=descriptor.first_fingerprint,
         )
