@@ -35,7 +35,7 @@ def test_all_ranks_meet_in_one_store(tmp_path: Path) -> None:
 def test_what_an_earlier_start_left_behind_does_no_harm(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    stale = {"address": "127.0.0.1", "port": port, "token": "old", "world_size": 2}
+    stale = {"address": "127.0.0.1", "port": port, "token": "old"}
     (tmp_path / FILE).write_text(json.dumps(stale))
     stores = together(tmp_path, [(1, 2), (0, 2)])
     assert not any(isinstance(store, Exception) for store in stores), stores
@@ -70,6 +70,20 @@ def test_ranks_that_disagree_about_their_number_are_told(tmp_path: Path) -> None
     first, second = together(tmp_path, [(0, 2), (1, 3)], wait_s=3)
     assert "did not come" in str(first)
     assert "world_size=3, rank 0 with 2" in str(second)
+
+
+def test_so_are_those_that_meet_at_an_address(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def one(place: tuple[int, int]) -> str:
+        with pytest.raises(WorkerError) as error:
+            meet(tmp_path, *place, wait_s=3, address="127.0.0.1", port=port)
+        return str(error.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        _, second = pool.map(one, [(0, 2), (1, 3)])
+    assert "world_size=3, rank 0 with 2" in second
 
 
 def test_the_same_rank_twice_is_refused(tmp_path: Path) -> None:

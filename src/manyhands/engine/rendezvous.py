@@ -34,7 +34,6 @@ class Meeting:
     address: str
     port: int
     token: str
-    world_size: int
 
 
 def meet(
@@ -55,9 +54,10 @@ def meet(
     if address is not None and port is not None:
         store: Store = _given(rank, world_size, address, port, end)
     elif rank == 0:
-        store = _open(directory, world_size, address or _own_address())
+        store = _open(directory, address or _own_address())
     else:
         store = _find(directory, rank, world_size, end)
+    _check_size(store, rank, world_size)
     _wait_for_all(store, rank, world_size, end, wait_s)
     return store
 
@@ -77,7 +77,7 @@ def _given(rank: int, world_size: int, address: str, port: int, end: float) -> T
         ) from None
 
 
-def _open(directory: Path, world_size: int, address: str) -> Store:
+def _open(directory: Path, address: str) -> Store:
     found = _read(directory)
     if found is not None and _answers(found):
         raise Refused(
@@ -86,7 +86,7 @@ def _open(directory: Path, world_size: int, address: str) -> Store:
         )
     directory.mkdir(parents=True, exist_ok=True)
     store = _store(address, 0, master=True, wait_s=_ANSWER_S)
-    meeting = Meeting(address=address, port=store.port, token=uuid.uuid4().hex, world_size=world_size)
+    meeting = Meeting(address=address, port=store.port, token=uuid.uuid4().hex)
     store.set("token", meeting.token)
     aside = directory / f".{FILE}.{os.getpid()}"
     aside.write_text(json.dumps(asdict(meeting)), encoding="utf-8")
@@ -98,12 +98,7 @@ def _find(directory: Path, rank: int, world_size: int, end: float) -> Store:
     while True:
         found = _read(directory)
         store = None if found is None else _reached(found)
-        if found is not None and store is not None:
-            if found.world_size != world_size:
-                raise WorkerError(
-                    f"rank {rank} was started with world_size={world_size}, rank 0 with {found.world_size}: start "
-                    "all with the same"
-                )
+        if store is not None:
             return store
         if time.monotonic() > end:
             raise WorkerError(
@@ -111,6 +106,16 @@ def _find(directory: Path, rank: int, world_size: int, end: float) -> Store:
                 "exec.wait_for_ranks_s"
             )
         time.sleep(_LOOK_EVERY_S)
+
+
+def _check_size(store: Store, rank: int, world_size: int) -> None:
+    """All ranks must mean the same number of them as rank 0 does."""
+    if rank == 0:
+        store.set("world_size", str(world_size))
+    elif (expected := int(store.get("world_size"))) != world_size:
+        raise WorkerError(
+            f"rank {rank} was started with world_size={world_size}, rank 0 with {expected}: start all with the same"
+        )
 
 
 def _wait_for_all(store: Store, rank: int, world_size: int, end: float, waited_s: float) -> None:
@@ -136,7 +141,6 @@ def _read(directory: Path) -> Meeting | None:
             address=str(value["address"]),
             port=int(value["port"]),
             token=str(value["token"]),
-            world_size=int(value["world_size"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
