@@ -30,7 +30,7 @@ def manyhands(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     """Run the installed command; its files are under tmp_path/home."""
 
     def run(
-        *arguments: str, env: dict[str, str] | None = None, timeout: float = 60
+        *arguments: str, env: dict[str, str] | None = None, timeout: float = 60, cwd: Path = tmp_path
     ) -> subprocess.CompletedProcess[str]:
         script = Path(sys.executable).with_name("manyhands")
         return subprocess.run(
@@ -38,12 +38,45 @@ def manyhands(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
             capture_output=True,
             text=True,
             timeout=timeout,
-            cwd=tmp_path,
+            cwd=cwd,
             env={**os.environ, "MANYHANDS_HOME": str(tmp_path / "home"), "COLUMNS": "110", **(env or {})},
             check=False,
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one training in it: `tiny`, a language model over characters, after eight steps."""
+    from manyhands.engine.configuration import configure
+    from manyhands.engine.run import train
+
+    home = tmp_path_factory.mktemp("home")
+    (home / "text.txt").write_text("many hands make light work. " * 200, encoding="utf-8")
+    words = [
+        f"task.text.path={home / 'text.txt'}",
+        "task.tokenizer.kind=character",
+        "task.block_size=16",
+        "task.model={n_layer: 1, n_head: 2, n_embd: 16}",
+        "local.steps=4",
+        "local.batch_size=3",
+        "rounds.total=2",
+        "rounds.snapshot_every=1",
+        "evaluation.max_batches=4",
+    ]
+    configuration = configure(words)
+    directory = home / "runs" / "tiny"
+    configuration.keep(directory)
+    train(configuration.plan, directory, settings=configuration.settings)
+    return home
+
+
+@pytest.fixture
+def trained(trained_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the training `tiny`, in this process's MANYHANDS_HOME."""
+    monkeypatch.setenv("MANYHANDS_HOME", str(trained_home))
+    return trained_home / "runs" / "tiny"
 
 
 def free_port() -> int:

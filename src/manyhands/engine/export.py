@@ -67,8 +67,7 @@ def export_onnx(saved: Saved, file: Path, *, half: bool = False) -> Exported:
     """
     runtime = _packages()
     asked = [dict(saved.inputs), _other_shapes(saved)]
-    with torch.inference_mode():
-        expected = [saved.call(**inputs).float().numpy() for inputs in asked]
+    expected = [_expected(saved, inputs) for inputs in asked]
     if half:
         saved.call.half()
         asked = [{name: _as_half(value) for name, value in inputs.items()} for inputs in asked]
@@ -98,6 +97,19 @@ def _packages() -> ModuleType:
     for name in ("onnx", "onnxscript"):
         optional(name, extra=EXTRA, option="--to onnx")
     return optional("onnxruntime", extra=EXTRA, option="--to onnx")
+
+
+def _expected(saved: Saved, inputs: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:
+    try:
+        with torch.inference_mode():
+            outputs: torch.Tensor = saved.call(**inputs)
+        return outputs.float().numpy()
+    except Exception as error:  # the boundary to a user's own model
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        raise DataError(
+            f"the model does not run at {shapes}: {' '.join(str(error).split())[:300]}; name only axes that it "
+            "leaves free"
+        ) from error
 
 
 def _traced(saved: Saved, inputs: Mapping[str, torch.Tensor]) -> Any:

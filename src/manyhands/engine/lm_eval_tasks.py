@@ -158,11 +158,11 @@ def _without_standard_error() -> Iterator[None]:
         yield
         return
     kept = os.dup(STDERR)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, STDERR)
-        yield
-    finally:
-        os.dup2(kept, STDERR)
-        os.close(kept)
-        os.close(nowhere)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        try:
+            os.dup2(nowhere.fileno(), STDERR)
+            with contextlib.redirect_stderr(nowhere):
+                yield
+        finally:
+            os.dup2(kept, STDERR)
+            os.close(kept)

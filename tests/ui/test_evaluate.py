@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from manyhands.ui.main import run
+
+TASK = """
+task: hands
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: multiple_choice
+test_split: test
+fewshot_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+def test_the_tasks_own_sets(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "tiny", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    events = [json.loads(line) for line in (trained / "events.jsonl").read_text().splitlines()]
+    last = [event for event in events if event["kind"] == "evaluation"][-1]
+    assert row["set"] == "validation"
+    assert row["unit"] == "tokens"
+    assert row["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert row["samples"] == last["samples"]
+    assert run(["eval", "tiny", "--limit", "3"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:3] == ["set", "loss", "samples"]
+    assert table[2].split()[2] == "3"
+
+
+def test_a_checkpoint_without_its_training(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", str(trained / "checkpoints"), "--seed", "1"]) == 2
+    assert "give --tasks too" in capsys.readouterr().err
+    assert run(["eval", str(tmp_path / "nothing")]) == 9
+    other = tmp_path / "alone"
+    other.mkdir()
+    (other / "config.json").write_text("{}", encoding="utf-8")
+    assert run(["eval", str(other)]) == 2
+    assert "lies in no directory of a training" in capsys.readouterr().err
+
+
+@pytest.fixture
+def task_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("lm_eval", reason="the extra eval is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = [{"question": f"many {i}", "choices": [" hands", " work"], "answer": i % 2} for i in range(6)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "hands.yaml").write_text(TASK.format(data=data), encoding="utf-8")
+    return tmp_path / "tasks"
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports
+def test_a_task_of_lm_eval_from_a_file(task_files: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "tiny", "--tasks", "hands", "--include-path", str(task_files), "--format", "json"]
+    found = []
+    for more in (["--seed", "3"], ["--seed", "3"], ["--seed", "3", "--limit", "4", "--num-fewshot", "1"]):
+        assert run([*command, *more]) == 0
+        told = capfd.readouterr()
+        assert told.err == ""
+        (row,) = json.loads(told.out)
+        found.append(row)
+    assert found[0] == found[1]
+    assert found[0]["task"] == "hands"
+    assert found[0]["metric"] == "acc"
+    assert 0 <= found[0]["value"] <= 1
+    assert (found[0]["samples"], found[0]["fewshot"]) == (6, 0)
+    assert (found[2]["samples"], found[2]["fewshot"]) == (4, 1)
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.filterwarnings("ignore")
+def test_broken_data_of_a_task_is_named(task_files: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (task_files.parent / "rows.jsonl").unlink()
+    assert run(["eval", "tiny", "--tasks", "hands", "--include-path", str(task_files)]) == 4
+    assert "lm-eval on hands: " in capfd.readouterr().err
+
+
+def test_without_the_extra(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    for name in [n for n in sys.modules if n == "lm_eval" or n.startswith("lm_eval.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert run(["eval", str(trained), "--tasks", "hellaswag"]) == 13
+    assert "pip install 'manyhands[eval]'" in capsys.readouterr().err
