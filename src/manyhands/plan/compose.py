@@ -1,7 +1,8 @@
 """Plans by Hydra: named configs, groups of choices and KEY=VALUE overrides, in Hydra's own grammar.
 
     name of a config      train, demo, mesh, dummy, or one in a directory of one's own
-    GROUP=OPTION          task=dummy, optimizer=sgd, outer=nesterov, codec=int8: a file of a group
+    GROUP=OPTION          task=dummy, optimizer=sgd, outer=nesterov, codec=int8: a file of a group; also those of the
+                          engine (engine/settings.py), for a training: parallel=fsdp, logging=tensorboard
     KEY=VALUE             local.steps=10, preset=diloco, task.model.n_layer=2: a value; ~KEY: back to the
                           default; optimizer. and model. stand for local.optimizer. and task.model.
 
@@ -135,10 +136,10 @@ def _sorted_out(hydra: _Hydra, overrides: Sequence[str]) -> _Asked:
             raise PlanError(
                 f"the override '{text}' is a setting of Hydra, which plays no part here: leave it out."
             )
-        if key.replace(".", "/") in hydra.groups:
-            groups.append(text)
-        elif override.is_delete():
+        if override.is_delete():
             removals.append(key)
+        elif key.replace(".", "/") in hydra.groups:
+            groups.append(text)
         else:
             values.append("++" + text.lstrip("+"))
     return _Asked(groups=tuple(groups), values=tuple(values), removals=tuple(removals))

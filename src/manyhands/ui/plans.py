@@ -65,6 +65,15 @@ def configuration_from(
     return configure(overrides, config_name=config_name or "train", config_dir=config_dir, plan_file=plan)
 
 
+def configuration_of(
+    where: str | None, overrides: Sequence[str], config_dir: str | None = None
+) -> Configuration:
+    """As `plan_from`: of file `where`, or of the config so named, with the engine's settings beside the plan."""
+    named = where is not None and re.fullmatch(r"[a-z0-9_-]+", where) and not Path(where).exists()
+    plan_file, config_name = (None, where) if where is None or named else (where, None)
+    return configuration_from(plan_file, overrides, config_name, config_dir)
+
+
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises a usage error for an argument that is no KEY=VALUE."""
     for text in overrides:
