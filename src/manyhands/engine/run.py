@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from manyhands.coordination.schedule import learning_rates
@@ -33,6 +32,7 @@ from manyhands.engine.events import Event, Events
 from manyhands.engine.flops import training_flops
 from manyhands.engine.loading import made_ahead, micro_batches, step_indices
 from manyhands.engine.loggers import logging_to
+from manyhands.engine.materials import prepared_mark
 from manyhands.engine.optimizer import build_optimizer
 from manyhands.engine.parallel import Parallelized, parallelize
 from manyhands.engine.report import Report, optimizer_stats
@@ -131,12 +131,16 @@ class _Run:
         """Prepare the materials unless an earlier process did; build model and optimizer."""
         family = family_of(self.plan, allowed=allowed)
         materials = self.directory / "materials"
-        done = materials / f"prepared-{self.hash[:16]}"  # written last
-        if self.world.leads and not done.is_file():
-            self.emit("preparing", task=self.plan.task.name)
-            prepared = family.prepare(self.plan, materials)
-            done.write_text(prepared.first_weights.name + "\n", encoding="utf-8")
-        self.world.wait_for_leader()
+        done = prepared_mark(materials, self.hash)
+        for turn in (
+            self.world.leads,
+            self.world.leads_here,
+        ):  # on other machines only if they do not see these
+            if turn and not done.is_file():
+                self.emit("preparing", task=self.plan.task.name)
+                prepared = family.prepare(self.plan, materials)
+                done.write_text(prepared.first_weights.name + "\n", encoding="utf-8")
+            self.world.wait_for_leader()
         self.task: Task = family.open(self.plan, materials)
         model = self.task.build_model()
         load_weights(model, load_file(materials / done.read_text(encoding="utf-8").strip()))
@@ -248,7 +252,7 @@ class _Run:
                 self.report.write()
                 return True
         self.report.write()
-        return False
+        return self._stopping(stop, due=True)
 
     def _step(self, batches: Sequence[Batch], rate: float) -> None:
         step, execution, world = self.cursor.step, self.settings.exec, self.world
@@ -270,8 +274,11 @@ class _Run:
         self.report.saw(self.cursor.step, taken, rate)
 
     def _batches(self, step: int) -> list[Batch]:
-        batch_size = self.plan.local.batch_size
-        sample = self.cursor.sample + (step - self.cursor.step) * batch_size
+        batch_size, cursor = (
+            self.plan.local.batch_size,
+            self.cursor,
+        )  # read once: it moves on while a thread loads
+        sample = cursor.sample + (step - cursor.step) * batch_size
         indices = step_indices(self.task, sample, batch_size, self.plan.seed, self.world)
         return micro_batches(self.task, indices, self.settings.parallel.micro_batch_size)
 
@@ -395,7 +402,7 @@ def _in_words(error: RuntimeError, world: World) -> WorkerError | None:
             f"out of memory ({text}): lower parallel.micro_batch_size, set parallel.activation_checkpointing=true or "
             "exec.precision=bf16, or divide the model among devices with parallel.strategy=fsdp"
         )
-    if world.size > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
+    if world.is_lost_in(error):
         return RankLost(
             f"rank {world.rank} lost the others ({text}): see what the one that ended first has said"
         )

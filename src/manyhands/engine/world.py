@@ -65,6 +65,7 @@ class World:
     device: torch.device = CPU
     rank: int = 0
     size: int = 1
+    leads_here: bool = True  # the first process on its machine
     data_rank: int = 0
     data_size: int = 1
     tensor_size: int = 1
@@ -170,6 +171,7 @@ def enter_world(place: Place, device: torch.device, settings: Parallel) -> Itera
             device=device,
             rank=place.rank,
             size=place.world_size,
+            leads_here=place.local_rank == 0,
             data_rank=mesh.get_local_rank(DATA),
             data_size=data_size,
             tensor_size=settings.tensor_parallelism,
