@@ -80,10 +80,12 @@ def _alive(training: Training) -> bool:
     return training.process.poll() is None
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_rank_that_is_killed_is_started_again_and_the_end_is_the_same(
-    start: Callable[..., Training], tmp_path: Path
+    start: Callable[..., Training], tmp_path: Path, strategy: str
 ) -> None:
-    training = start("processes=2")
+    words = ("processes=2", f"parallel.strategy={strategy}")
+    training = start(*words)
     training.wait_for("saved", step=40)
     ranks = training.ranks()
     assert len(ranks) == 2
@@ -99,7 +101,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_end_is_the_same(
     assert len(finished) == 1
 
     (tmp_path / "run").rename(tmp_path / "killed")
-    whole = start("processes=2")
+    whole = start(*words)
     assert "restart" not in whole.text()
     (end,) = [e for e in whole.events() if e["kind"] == "finished"]
     assert end["validation_loss_after"] == finished[0]["validation_loss_after"]
