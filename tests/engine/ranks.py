@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import manyhands.engine.run as engine
+from manyhands.engine.events import Event
 from manyhands.engine.rendezvous import meet
 from manyhands.engine.settings import Checkpoints, EngineSettings, Logging, Parallel
 from manyhands.engine.world import Place
@@ -24,11 +25,14 @@ PARALLEL = {
     "fsdp": Parallel(strategy="fsdp", activation_checkpointing=True),
     "tensor": Parallel(tensor_parallelism=2),
     "wrong_data": Parallel(),
+    "grids_single": Parallel(),
+    "grids_ddp": Parallel(),
+    "grids_tensor": Parallel(tensor_parallelism=2),
 }
 
 
 def train(directory: Path, rank: int, size: int, mode: str) -> None:
-    plan = load_plan(directory / "plan.yaml")
+    plan = load_plan(directory / ("grids.yaml" if mode.startswith("grids") else "plan.yaml"))
     place = Place()
     if size > 1:
         here = directory / f"meeting-{mode}"
@@ -40,6 +44,14 @@ def train(directory: Path, rank: int, size: int, mode: str) -> None:
             meet=partial(meet, here, rank, size, wait_s=60),
         )
     losses: list[float] = []
+    metrics: list[dict[str, float]] = []
+
+    def saw(event: Event) -> None:
+        if event["kind"] == "step":
+            losses.append(event["loss"])
+        if event["kind"] == "evaluation":
+            metrics.append(event["metrics"])
+
     right = engine.step_indices
     if mode == "wrong_data" and rank == 1:
         engine.step_indices = lambda task, sample, *more: right(task, sample + 1, *more)
@@ -52,12 +64,13 @@ def train(directory: Path, rank: int, size: int, mode: str) -> None:
             checkpoints=Checkpoints(asynchronous=mode != "ddp"),
         ),
         place=place,
-        on_event=lambda event: losses.append(event["loss"]) if event["kind"] == "step" else None,
+        on_event=saw,
     )
     engine.step_indices = right
     if rank == 0:
         told = {
             "losses": losses,
+            "metrics": metrics,
             "before": result.validation_loss_before,
             "after": result.validation_loss_after,
         }

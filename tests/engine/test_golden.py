@@ -17,7 +17,8 @@ from manyhands.engine.settings import EngineSettings, Logging
 from manyhands.plan.resolve import dump_plan, resolve
 
 RANKS = Path(__file__).with_name("ranks.py")
-TOGETHER = ("ddp", "ddp_accumulated", "fsdp", "tensor", "wrong_data")
+ALONE = ("single", "accumulated", "grids_single")
+TOGETHER = ("ddp", "ddp_accumulated", "fsdp", "tensor", "wrong_data", "grids_ddp", "grids_tensor")
 STEPS = 20
 
 
@@ -48,11 +49,23 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
         }
     )
     (directory / "plan.yaml").write_text(dump_plan(plan))
-    _run(directory, 1, ("single", "accumulated"))
+    grids = {
+        "task": {
+            "name": "grids",
+            "size": 8,
+            "generated": {"puzzles": 40, "evaluation_puzzles": 9},
+            "model": {"width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1},
+        },
+        "local": {"steps": 10, "batch_size": 4, "optimizer": {"lr": 1e-2}},
+        "rounds": {"total": 1},
+        "evaluation": {"max_batches": 20},
+    }
+    (directory / "grids.yaml").write_text(dump_plan(resolve(grids)))
+    _run(directory, 1, ALONE)
     _run(directory, 2, TOGETHER)
-    modes = ("single", "accumulated", *TOGETHER)
     return {
-        m: {**json.loads((directory / f"{m}.json").read_text()), "directory": directory / m} for m in modes
+        mode: {**json.loads((directory / f"{mode}.json").read_text()), "directory": directory / mode}
+        for mode in (*ALONE, *TOGETHER)
     }
 
 
@@ -90,6 +103,17 @@ def test_the_losses_are_those_of_one_process(golden: dict[str, Any], mode: str, 
     assert difference(golden[mode], golden["single"]) <= tolerance
     for name in ("before", "after"):
         assert golden[mode][name] == pytest.approx(golden["single"][name], rel=tolerance)
+
+
+@pytest.mark.parametrize(("mode", "tolerance"), [("grids_ddp", 1e-5), ("grids_tensor", 1e-4)])
+def test_a_task_with_metrics_of_its_own_gives_the_same_too(
+    golden: dict[str, Any], mode: str, tolerance: float
+) -> None:
+    """Its metrics are those of all ranks' samples, counted once."""
+    assert difference(golden[mode], golden["grids_single"]) <= tolerance
+    for one, other in zip(golden[mode]["metrics"], golden["grids_single"]["metrics"], strict=True):
+        assert one == pytest.approx(other, rel=1e-2, abs=0.02)
+        assert one["copy_accuracy"] == other["copy_accuracy"], "it depends on the samples alone"
 
 
 def test_a_rank_with_wrong_data_is_seen(golden: dict[str, Any]) -> None:

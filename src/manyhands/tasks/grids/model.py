@@ -15,7 +15,7 @@ Shapes: B samples, C context pairs, S rows and columns, P = S * S pixels, D widt
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +101,23 @@ class DecoderLayer(nn.Module):
 class PixelTransformer(nn.Module):
     """From context pairs and a test input to logits for each pixel of the test output."""
 
+    tp_plan: ClassVar[dict[str, str]] = {
+        f"{layers}.*.{module}": way
+        for layers in ("encoder", "decoder")
+        for modules, way in (
+            (("attention.q_proj", "attention.k_proj", "attention.v_proj", "mlp.up_proj"), "colwise"),
+            (("cross_attention.q_proj", "cross_attention.k_proj", "cross_attention.v_proj"), "colwise"),
+            (("attention.o_proj", "cross_attention.o_proj", "mlp.down_proj"), "rowwise"),
+        )
+        for module in modules
+    }
+    """How tensor ranks divide it (engine/parallel.py)."""
+
     def __init__(
         self, *, size: int, width: int, heads: int, encoder_layers: int, decoder_layers: int
     ) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.heads = size, heads
         self.input_embedding = nn.Embedding(CLASSES, width)  # by role: what is in an input ...
         self.output_embedding = nn.Embedding(CLASSES, width)  # ... and in an output
         self.row_embedding = nn.Embedding(size, width)
