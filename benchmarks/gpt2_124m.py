@@ -1,6 +1,6 @@
 """GPT-2 124M at 1,024 tokens on one CUDA device: bf16, compiled. Prints tokens/s, MFU and memory as JSON.
 
-    python benchmarks/gpt2_124m.py [--fsdp] [--tiny]
+    python benchmarks/gpt2_124m.py [--tiny]
 
 Needs a CUDA device; --tiny tries the script itself on whatever there is, with a model whose figures mean nothing.
 """
@@ -35,8 +35,7 @@ def main() -> None:
     if not tiny and not torch.cuda.is_available():
         print("skipped: no CUDA device here")
         return
-    more = ["parallel.strategy=fsdp"] if "--fsdp" in sys.argv else []
-    configuration = configure([*(TINY if tiny else GPT2), *more])
+    configuration = configure(TINY if tiny else GPT2)
     reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
         train(
