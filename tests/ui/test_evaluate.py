@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from manyhands.plan.descriptor import Material, Parameter, RunDescriptor
+from manyhands.plan.resolve import load_plan
+from manyhands.storage.database import open_database
+from manyhands.storage.runs import create_run
 from manyhands.ui.main import run
 
 TASK = """
@@ -39,6 +45,38 @@ def test_the_tasks_own_sets(trained: Path, capsys: pytest.CaptureFixture[str]) -
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:3] == ["set", "loss", "samples"]
     assert table[2].split()[2] == "3"
+
+
+def test_a_run_that_was_served_here(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", "tiny", "--format", "json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    kept = tmp_path / "runs" / "served" / "checkpoints" / "round-00000002"
+    shutil.copytree(trained / "checkpoints" / "step-00000008", kept)
+    shutil.rmtree(kept / "state")  # a run's checkpoints have the task's own form alone
+    shutil.copytree(trained / "materials", tmp_path / "runs" / "served" / "server" / "evaluator")
+    some = Material(blob="ab" * 32, size_bytes=1)
+    descriptor = RunDescriptor(
+        run_id="served",
+        plan=load_plan(trained / "plan.yaml"),
+        plan_hash="ab" * 32,
+        samples=1,
+        parameters=(Parameter(name="w", shape=(1,)),),
+        materials={},
+        first_snapshot=some,
+        first_fingerprint="ab" * 32,
+        server_key="ab" * 32,
+    )
+    (tmp_path / "server").mkdir()
+    database = open_database(tmp_path / "server" / "manyhands.db")
+    create_run(database, "served", descriptor.model_dump_json().encode(), "")
+    database.close()
+    monkeypatch.setenv("MANYHANDS_HOME", str(tmp_path))
+    assert run(["eval", "served", "--format", "json"]) == 0
+    served = json.loads(capsys.readouterr().out)
+    assert served[0]["samples"] == alone[0]["samples"]
+    assert served[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
 
 
 def test_a_checkpoint_without_its_training(
@@ -96,8 +134,6 @@ def test_broken_data_of_a_task_is_named(task_files: Path, capfd: pytest.CaptureF
 def test_without_the_extra(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     for name in [n for n in sys.modules if n == "lm_eval" or n.startswith("lm_eval.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)

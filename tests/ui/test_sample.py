@@ -41,14 +41,16 @@ def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_round_of_a_run_is_newest_by_its_number(trained: Path, tmp_path: Path) -> None:
-    from manyhands.ui.checkpoints import locate
+    from manyhands.ui.checkpoints import locate, origin_of
 
     for name in ("round-00000002", "round-00000010", "round-99999999.partial", ".round-99999999.partial-1"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     found = locate(str(tmp_path))
-    assert found.checkpoint.name == "round-00000010"
-    assert found.training is None
-    assert locate("tiny").training == trained
+    assert found.name == "round-00000010"
+    assert origin_of(found) is None
+    origin = origin_of(locate("tiny"))
+    assert origin is not None
+    assert origin.materials == trained / "materials"
 
 
 def test_a_terminal_is_not_steered() -> None:

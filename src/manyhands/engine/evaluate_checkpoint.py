@@ -26,7 +26,7 @@ class Evaluated:
 def evaluate_checkpoint(
     checkpoint: Path,
     plan: Plan,
-    directory: Path,
+    materials: Path,
     *,
     device: torch.device,
     samples: int | None = None,
@@ -34,11 +34,11 @@ def evaluate_checkpoint(
 ) -> list[Evaluated]:
     """The losses and metrics of each evaluation set, the main one first.
 
-    `directory`: that of the training, with its materials. `samples`: of each set, in whole batches, evenly over it;
-    None: as many as the plan's evaluation.max_batches. Raises DataError, StorageError, Refused.
+    `materials`: those of the training or the run. `samples`: of each set, in whole batches, evenly over it; None: as
+    many as the plan's evaluation.max_batches. Raises DataError, StorageError, Refused.
     """
-    task = open_task(plan, directory / "materials", allowed)
-    model = model_of(task, checkpoint, own_family(directory, allowed)).to(device)
+    task = open_task(plan, materials, allowed)
+    model = model_of(task, checkpoint, own_family(plan, allowed)).to(device)
     batch_size = plan.local.batch_size
     if samples is not None:
         batch_size = min(batch_size, samples)

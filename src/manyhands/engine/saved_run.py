@@ -1,4 +1,4 @@
-"""A checkpoint and the training that it is from: its plan, its task over the same materials, its model.
+"""A checkpoint and what it was trained with: its task over the same materials, its model.
 
 A checkpoint of a training (step-*) has every parameter by name, whatever the task; one of a networked run (round-*)
 has the task's own form alone.
@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from manyhands.engine.checkpoint import STATE
-from manyhands.engine.configuration import PLAN_FILE, kept_configuration
 from manyhands.errors import DataError, StorageError
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import CustomTask
@@ -26,16 +25,8 @@ from manyhands.tasks.registry import family_of
 from manyhands.tasks.saved import load_saved
 
 
-def plan_of(training: Path | None) -> Plan | None:
-    """The plan that a training's directory holds, if it does."""
-    if training is None or not (training / PLAN_FILE).is_file():
-        return None
-    return kept_configuration(training).plan
-
-
-def own_family(training: Path | None, allowed: Collection[str]) -> TaskFamily | None:
-    """The family of a training's task, if it is the user's own code. Raises Refused where that is not allowed."""
-    plan = plan_of(training)
+def own_family(plan: Plan | None, allowed: Collection[str]) -> TaskFamily | None:
+    """The family of a plan's task, if it is the user's own code. Raises Refused where that is not allowed."""
     return (
         family_of(plan, allowed=allowed) if plan is not None and isinstance(plan.task, CustomTask) else None
     )
@@ -60,7 +51,7 @@ def model_of(task: Task, checkpoint: Path, family: TaskFamily | None = None) -> 
 
 
 def open_task(plan: Plan, materials: Path, allowed: Collection[str]) -> Task:
-    """The task of a training over the materials that it prepared. Raises DataError, Refused, PlanError."""
+    """The task over materials that were prepared before. Raises DataError, Refused, PlanError."""
     if not materials.is_dir():
-        raise DataError(f"{materials} does not exist: the training's materials are needed, prepared by it")
+        raise DataError(f"{materials} does not exist: the materials of the training are needed")
     return family_of(plan, allowed=allowed).open(plan, materials)

@@ -1,30 +1,33 @@
-"""Which checkpoint a command line means: a directory, a training's or a run's newest, or a run by its name."""
+"""Which checkpoint a command line means: a directory, a training's or a run's newest, or a run by its name; and which
+plan and materials it is from."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from manyhands.config import did_you_mean, home
 from manyhands.errors import StorageError
 from manyhands.ui.plans import training_of
+
+if TYPE_CHECKING:
+    from manyhands.plan.schema import Plan
 
 _NAME: Final = re.compile(r"^(?:step|round)-(\d{8,})$")
 _MARKS: Final = ("config.json", "adapter_config.json", "table.json", "training.json", "*.safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """`checkpoint`: a directory as a task's save_pretrained fills it. `training`: that of the training it is from,
-    with plan and materials, if it is from one."""
+class Origin:
+    """What a checkpoint was trained with. `materials`: a directory as the task opens it."""
 
-    checkpoint: Path
-    training: Path | None
+    plan: Plan
+    materials: Path
 
 
-def locate(where: str) -> Found:
+def locate(where: str) -> Path:
     """The checkpoint of that path, or the newest one of the training's or run's directory, or of the run so named.
 
     Raises StorageError for a name that is nothing here, and for a directory without checkpoints.
@@ -44,8 +47,37 @@ def locate(where: str) -> Found:
             f"no checkpoint in {path}: a directory step-<number> or round-<number>, or one that holds such, was "
             "expected"
         )
-    checkpoint = newest or path
-    return Found(checkpoint=checkpoint, training=training_of(str(checkpoint)))
+    return newest or path
+
+
+def origin_of(checkpoint: Path) -> Origin | None:
+    """That of a training, from its directory, or of a run that was served from here; None for what lies elsewhere."""
+    from manyhands.engine.configuration import PLAN_FILE, kept_configuration
+
+    training = training_of(str(checkpoint))
+    if training is not None and (training / PLAN_FILE).is_file():
+        return Origin(plan=kept_configuration(training).plan, materials=training / "materials")
+    run = checkpoint.resolve().parent.parent
+    materials = run / "server" / "evaluator"
+    plan = _served_plan(run) if materials.is_dir() else None
+    return None if plan is None else Origin(plan=plan, materials=materials)
+
+
+def _served_plan(run: Path) -> Plan | None:
+    """Of a run's directory, by the database of the server beside it."""
+    from manyhands.plan.descriptor import RunDescriptor
+    from manyhands.storage.database import open_database
+    from manyhands.storage.runs import list_runs
+
+    file = run.parent.parent / "server" / "manyhands.db"
+    if not file.is_file():
+        return None
+    database = open_database(file, create=False)
+    try:
+        found = [stored.descriptor for stored in list_runs(database) if stored.run_id == run.name]
+    finally:
+        database.close()
+    return RunDescriptor.model_validate_json(found[0]).plan if found else None
 
 
 def _newest(directory: Path) -> Path | None:

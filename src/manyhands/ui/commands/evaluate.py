@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from manyhands.ui.command_line import Command, format_option
-
-if TYPE_CHECKING:
-    from manyhands.ui.checkpoints import Found
 
 allow_task_option = click.option(
     "--allow-task",
@@ -74,7 +71,8 @@ def evaluate(
     """Evaluate a trained model: on its task's own sets, or with --tasks on those of lm-eval.
 
     CHECKPOINT is a checkpoint's directory, that of a training or of a run (then its newest), or a run's name. The
-    task's own sets need the directory of its training. HF_HUB_OFFLINE=1 keeps lm-eval from the network.
+    task's own sets need the directory of its training, or of a run that was served from here. HF_HUB_OFFLINE=1 keeps
+    lm-eval from the network.
     """
     from manyhands.ui.checkpoints import locate
 
@@ -93,7 +91,7 @@ def evaluate(
     from manyhands.ui.terminal import print_rows
 
     scores = run_tasks(
-        found.checkpoint,
+        found,
         names,
         device=choose_device(device),
         fewshot=num_fewshot,
@@ -104,19 +102,24 @@ def evaluate(
     print_rows([asdict(score) for score in scores], _TASK_COLUMNS, output)
 
 
-def _own(found: Found, device: str, limit: int | None, allowed: tuple[str, ...]) -> list[dict[str, Any]]:
+def _own(found: Path, device: str, limit: int | None, allowed: tuple[str, ...]) -> list[dict[str, Any]]:
     from manyhands.engine.device import choose_device
     from manyhands.engine.evaluate_checkpoint import evaluate_checkpoint
-    from manyhands.engine.saved_run import plan_of
+    from manyhands.ui.checkpoints import origin_of
 
-    plan = plan_of(found.training)
-    if plan is None or found.training is None:
+    origin = origin_of(found)
+    if origin is None:
         raise click.UsageError(
-            f"{found.checkpoint} lies in no directory of a training, which has plan.yaml and the evaluation sets: "
-            "give a training's directory, or --tasks for those of lm-eval"
+            f"{found} lies in no directory of a training, nor of a run served from here, which have the plan and the "
+            "evaluation sets: give such a directory, or --tasks for those of lm-eval"
         )
     evaluated = evaluate_checkpoint(
-        found.checkpoint, plan, found.training, device=choose_device(device), samples=limit, allowed=allowed
+        found,
+        origin.plan,
+        origin.materials,
+        device=choose_device(device),
+        samples=limit,
+        allowed=allowed,
     )
     return [
         {

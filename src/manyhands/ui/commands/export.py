@@ -31,18 +31,19 @@ def export(checkpoint: str, form: str, output: Path | None, fp16: bool, allowed:
 
     CHECKPOINT is a checkpoint's directory, that of a training or of a run (then its newest), or a run's name.
     """
-    from manyhands.ui.checkpoints import locate
+    from manyhands.ui.checkpoints import locate, origin_of
     from manyhands.ui.terminal import human_bytes
 
     found = locate(checkpoint)
-    file = output or Path(found.checkpoint.name + SUFFIXES[form])
+    file = output or Path(found.name + SUFFIXES[form])
     if file.exists():
         raise click.UsageError(f"--output {file}: it exists already; remove it, or choose another")
     from manyhands.engine.export import export_onnx, export_safetensors
     from manyhands.engine.saved_run import own_family
     from manyhands.tasks.saved import load_saved
 
-    saved = load_saved(found.checkpoint, own_family(found.training, allowed))
+    origin = origin_of(found)
+    saved = load_saved(found, own_family(None if origin is None else origin.plan, allowed))
     exported = (export_onnx if form == "onnx" else export_safetensors)(saved, file, half=fp16)
     click.echo(f"{exported.file}  {human_bytes(exported.size_bytes)}")
     if exported.difference is not None:

@@ -41,9 +41,7 @@ def sample(checkpoint: str, prompt: str, tokens: int, temperature: float, top_k:
     found = locate(checkpoint)
     from manyhands.tasks.sample import sample_text
 
-    text = sample_text(
-        found.checkpoint, prompt=prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
-    )
+    text = sample_text(found, prompt=prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     click.echo(_harmless(text) if sys.stdout.isatty() else text)
 
 
