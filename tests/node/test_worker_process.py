@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from manyhands.errors import WorkerError
@@ -60,6 +61,8 @@ def test_a_worker_that_stands_still_is_ended_too(tmp_path: Path) -> None:
         with pytest.raises(WorkerError):
             await worker.call("nonsense")  # it listens
         os.kill(worker.pid, signal.SIGSTOP)
+        while psutil.Process(worker.pid).status() != psutil.STATUS_STOPPED:
+            await asyncio.sleep(0.01)
         async with asyncio.timeout(BOUND_S):
             await worker.stop(grace_s=0.2)
         assert "signal 9" in worker.last_words()

@@ -110,6 +110,8 @@ class Claims:
     start: str = "fresh"  # local state at the start: "fresh", or the assignment id after which it was
     threads: int = 0  # torch threads of the work, for replay
     micro_batch: int = 0  # samples of a forward pass, for replay; 0: all of a step at once
+    data_parallelism: int = 1  # replicas that shared each step's samples, for replay
+    tensor_parallelism: int = 1  # processes that shared each replica, for replay
     device: str = "cpu"
 
 

@@ -32,7 +32,7 @@ from manyhands.engine.world import ALONE, World
 from manyhands.errors import PlanError, WorkerError
 from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import Batch, Task
-from manyhands.updates.types import Abandoned, Tensors, Trained
+from manyhands.updates.types import Tensors, Trained
 
 LOOK_EVERY_STEPS = 10
 """On a GPU losses are read only so often: each reading waits for the device. On a CPU every step."""
@@ -127,7 +127,7 @@ class EngineTrainer:
                 world=self.world,
                 precision=self.precision,
                 reference_count=self._reference_count(assignment),
-                abandoned=self._all_abandon,
+                abandoned=self._all_abandon(),
             )
             watch.saw(step, assignment.batch_size)
         self.model.zero_grad(set_to_none=True)
@@ -149,7 +149,7 @@ class EngineTrainer:
             world=self.world,
             precision=self.precision,
             reference_count=self._reference_count(assignment),
-            abandoned=self._all_abandon,
+            abandoned=self._all_abandon(assignment.steps),
         )
         watch.saw(step, assignment.steps * assignment.batch_size)
         gradients = {
@@ -168,8 +168,12 @@ class EngineTrainer:
         rank = self.world.data_rank
         seed_everything(assignment.seed if rank == 0 else _rank_seed(assignment.seed, rank))
 
-    def _all_abandon(self) -> bool:
-        return self.world.any(self.abandoned())
+    def _all_abandon(self, steps: int = 1) -> Callable[[], bool]:
+        """To be asked before each micro-batch of so many steps. All ranks agree, so they agree as often as the one
+        with the fewest micro-batches is asked."""
+        share = self.plan.local.batch_size // self.world.data_size
+        times = iter(range(steps * math.ceil(share / (self.micro_batch_size or share))))
+        return lambda: next(times, None) is not None and self.world.any(self.abandoned())
 
     def _like_parameters(self, tensors: Tensors) -> list[torch.Tensor]:
         """In the order and on the device of the trainable parameters."""
@@ -195,12 +199,7 @@ class EngineTrainer:
         return indices_of(assignment.ranges, total, self.plan.seed)
 
     def _micro_batches(self, indices: npt.NDArray[np.int64]) -> Iterator[Batch]:
-        """Of a step's samples. A replica with fewer of them than another is asked as often whether to go on."""
-        largest = math.ceil(self.plan.local.batch_size / self.world.data_size)
-        size = self.micro_batch_size or largest
-        for _ in range(math.ceil(len(indices) / size), math.ceil(largest / size)):
-            if self._all_abandon():
-                raise Abandoned
+        size = self.micro_batch_size or len(indices)
         for start in range(0, len(indices), size):
             yield self.task.batch(indices[start : start + size])
 

@@ -71,10 +71,12 @@ class WorkerProcess:
         log: Path,
         on_notice: Callable[[dict[str, Any]], None] | None = None,
         silence_s: float | None = SILENCE_S,
+        title: str = "",
     ) -> WorkerProcess:
         """Start `python -m module`. Its output goes to `log`; the last lines of it come back in errors.
 
-        silence_s: how long it may leave pings unanswered before it is killed; None: as long as it likes.
+        silence_s: how long it may leave pings unanswered before it is killed; None: as long as it likes. title: a
+        last word on its command line, to tell it from others like it.
         """
         ours, theirs = socket.socketpair()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,7 @@ class WorkerProcess:
                 "-m",
                 module,
                 str(theirs.fileno()),
+                *([title] if title else []),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -125,13 +128,18 @@ class WorkerProcess:
         try:
             await asyncio.wait_for(self._process.wait(), grace_s)
         except TimeoutError:
-            self._kill()
+            self.kill()
             await self._process.wait()
         await asyncio.gather(
             self._reading, *([self._watching] if self._watching else []), return_exceptions=True
         )
 
-    def _kill(self) -> None:
+    async def ended(self) -> None:
+        """Until it is dead."""
+        await asyncio.wait([self._reading])
+
+    def kill(self) -> None:
+        """At once; nothing if it is dead already."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):  # dead already, and not yet noticed
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -153,7 +161,7 @@ class WorkerProcess:
         waited_s = unanswered * silence_s / PINGS
         self._hung = f" since it had not answered for {waited_s:g} s"
         logger.error("the worker process %d has not answered for %g s: it is killed", self.pid, waited_s)
-        self._kill()
+        self.kill()
 
     async def _read(self) -> None:
         try:
@@ -165,7 +173,7 @@ class WorkerProcess:
         finally:
             if self._watching is not None:
                 self._watching.cancel()
-            self._kill()
+            self.kill()
             await self._process.wait()
             for future in self._calls.values():
                 if not future.done():

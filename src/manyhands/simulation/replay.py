@@ -164,6 +164,7 @@ class _Replay:
             None if work.claims is None else work.claims.micro_batch or None
         )
         try:
+            _check_alone(work)
             self._participant.local = self._locals.before(work)
             self._participant.work(assignment, recorded.terms, path)
         except (UpdateError, WorkerError, RecordGap):
@@ -206,3 +207,14 @@ class _Replay:
         change = self._scratch / f"change-{closing.round}.safetensors"
         self._aggregation.advance(closing, change)
         return change
+
+
+def _check_alone(work: RecordedWork) -> None:
+    """Sums over several processes have other last bits than those of one, and a replay is one."""
+    claims = work.claims
+    if claims is not None and (claims.data_parallelism, claims.tensor_parallelism) != (1, 1):
+        raise RecordGap(
+            f"assignment {work.assignment.id} was done by several processes together (data_parallelism "
+            f"{claims.data_parallelism}, tensor_parallelism {claims.tensor_parallelism}): one process cannot do it "
+            "again to the same bits"
+        )

@@ -35,8 +35,9 @@ from manyhands.updates.views import as_arrays, as_tensors
 class Participant:
     """One client of one run. `trainer` may be None for one that never works: an observer.
 
-    `micro_batch` (0: all of a step at once) and `device` are what the trainer uses, for the claims. `round` counts
-    the closings that `public` has seen. Raises PlanError for plans that are not carried out yet.
+    `micro_batch` (0: all of a step at once), `data_parallelism`, `tensor_parallelism` and `device` are what the
+    trainer uses, for the claims. `round` counts the closings that `public` has seen. Raises PlanError for plans that
+    are not carried out yet.
     """
 
     def __init__(
@@ -52,10 +53,13 @@ class Participant:
         torch_free: bool = False,
         device: str = "cpu",
         micro_batch: int = 0,
+        data_parallelism: int = 1,
+        tensor_parallelism: int = 1,
     ) -> None:
         check(plan)
         self._plan, self._parameters, self._trainer = plan, parameters, trainer
         self._torch_free, self._device, self._micro_batch = torch_free, device, micro_batch
+        self._data_parallelism, self._tensor_parallelism = data_parallelism, tensor_parallelism
         self._public = _expected(snapshots.public_arrays(public), plan, parameters)
         self._outer = outer or Outer()
         self._merger: Merger | None = None
@@ -117,6 +121,8 @@ class Participant:
             start=update.start,
             threads=_threads(self._torch_free),
             micro_batch=self._micro_batch,
+            data_parallelism=self._data_parallelism,
+            tensor_parallelism=self._tensor_parallelism,
             device=self._device,
         )
 

@@ -15,7 +15,9 @@ OnEvent = Callable[[ClientEvent], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """`worker_silence_s`: after so long without a sign of life the worker process is killed and started again."""
+    """`data_parallelism` replicas of the model, each divided among `tensor_parallelism` devices, share the work, with
+    a process for each device; `threads` are those of one process. `worker_silence_s`: after so long without a sign of
+    life a worker process is killed and started again."""
 
     server_addr: str
     run_id: str
@@ -26,6 +28,8 @@ class ClientOptions:
     label: str = ""
     server_key: str | None = None
     micro_batch_size: int | None = None
+    data_parallelism: int = 1
+    tensor_parallelism: int = 1
     write_gradients_dir: Path | None = None
     allowed_tasks: tuple[str, ...] = ()
     patient: bool = False

@@ -1,4 +1,5 @@
-"""The client's worker process, kept alive: started, and after a death started again where it was.
+"""The client's worker, kept alive: started, and after a death started again where it was. With several devices it
+is a group of processes (node/worker_group.py), which live and die together.
 
 `base` and `applied` are enough to make the worker's public anew: a snapshot on disk and the closings since. The
 client's local state is on disk too (the worker saves it after each work), so a death costs the work under way and
@@ -10,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from manyhands.coordination.types import Claims, Closed, Closing, Held, Snapshot, Work
-from manyhands.errors import WorkerError
+from manyhands.errors import PlanError, WorkerError
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.options import ClientOptions
-from manyhands.node.worker_process import WorkerProcess
+from manyhands.node.worker_group import WorkerGroup
 from manyhands.plan.descriptor import RunDescriptor
 
 RESTARTS = 5
@@ -55,7 +56,7 @@ class ClientWorker:
         self._on_progress = on_progress
         self._on_death = on_death
         self._starting = asyncio.Lock()
-        self._process: WorkerProcess | None = None
+        self._group: WorkerGroup | None = None
         self._deaths: list[float] = []
         self._base: tuple[Snapshot, Path] | None = None
         self._applied: list[tuple[Closed, list[Path]]] = []
@@ -63,19 +64,19 @@ class ClientWorker:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+        return self._group.pid if self._group is not None else None
 
     async def start(self) -> None:
         """Start the process and open the run in it."""
         await self._living()
 
     async def stop(self) -> None:
-        if self._process is not None:
-            await self._process.stop()
+        if self._group is not None:
+            await self._group.stop()
 
     def abandon(self, assignment: str) -> None:
-        if self._process is not None:
-            self._process.abandon(assignment)
+        if self._group is not None:
+            self._group.abandon(assignment)
 
     # ------------------------------------------------------------------ operations
     async def load(self, snapshot: Snapshot, path: Path, earlier: Sequence[Closing]) -> None:
@@ -100,7 +101,7 @@ class ClientWorker:
 
     async def work(self, work: Work, path: Path) -> Claims | None:
         """Do an assignment and write its update to `path`; None if it was abandoned."""
-        claims = await self._call("work", work=_work.dump_python(work, mode="json"), path=str(path))
+        claims = await self._call_all("work", work=_work.dump_python(work, mode="json"), path=str(path))
         return None if claims is None else _claims.validate_python(claims)
 
     async def check(self, path: Path, norm: float) -> str:
@@ -150,23 +151,31 @@ class ClientWorker:
         }
 
     async def _call(self, operation: str, **arguments: Any) -> Any:
+        """At rank 0."""
+        return await self._tried(lambda group: group.call(operation, **arguments))
+
+    async def _call_all(self, operation: str, **arguments: Any) -> Any:
+        """At every rank, together."""
+        return await self._tried(lambda group: group.call_all(operation, **arguments))
+
+    async def _tried(self, ask: Callable[[WorkerGroup], Awaitable[Any]]) -> Any:
         while True:
-            process = await self._living()
+            group = await self._living()
             try:
-                return await process.call(operation, **arguments)
+                return await ask(group)
             except WorkerError:
-                if process.alive:  # the operation failed, not the process
+                if group.alive:  # the operation failed, not the process
                     raise
 
-    async def _living(self) -> WorkerProcess:
-        """The process; after a death a new one, with the public of the old one. Raises WorkerLost."""
+    async def _living(self) -> WorkerGroup:
+        """The processes; after a death new ones, with the public of the old ones. Raises WorkerLost."""
         async with self._starting:
-            while self._process is None or not self._process.alive:
-                if self._process is not None:
-                    self._count_death(self._process.last_words())
-                    await self._process.stop()
-                self._process = await self._started()
-            return self._process
+            while self._group is None or not self._group.alive:
+                if self._group is not None:
+                    self._count_death(self._group.last_words())
+                    await self._group.stop()
+                self._group = await self._started()
+            return self._group
 
     def _count_death(self, words: str) -> None:
         now = time.monotonic()
@@ -177,39 +186,51 @@ class ClientWorker:
             )
         self._on_death(words)
 
-    async def _started(self) -> WorkerProcess:
-        """A new process that holds what the last one held; it may have died again by the time it is returned."""
+    async def _started(self) -> WorkerGroup:
+        """New processes that hold what the last ones held; they may have died again by the time they are returned."""
+        options = self._options
         dummy = self._descriptor.plan.task.name == "dummy"
-        process = await WorkerProcess.start(
+        size = options.data_parallelism * options.tensor_parallelism
+        if dummy and size > 1:
+            raise PlanError(
+                f"the run's task is 'dummy', which has no model that {size} processes could share: leave out "
+                "--data-parallelism and --tensor-parallelism"
+            )
+        group = await WorkerGroup.start(
             f"manyhands.node.workers.{'dummy' if dummy else 'client'}_worker",
+            size,
+            directory=self._files.directory.path,
             log=self._files.logs / "worker.log",
             on_notice=self._notice,
-            silence_s=self._options.worker_silence_s,
+            silence_s=options.worker_silence_s,
         )
         try:
-            await self._restore(process)
+            await self._restore(group)
         except BaseException as error:
-            if isinstance(error, WorkerError) and not process.alive:
-                return process
-            await process.stop()
+            if isinstance(error, WorkerError) and not group.alive:
+                return group
+            await group.stop()
             raise
-        return process
+        return group
 
-    async def _restore(self, process: WorkerProcess) -> None:
-        await process.call(
+    async def _restore(self, group: WorkerGroup) -> None:
+        await group.call_all(
             "open",
             descriptor=self._descriptor.model_dump(mode="json"),
             directory=str(self._files.directory.path),
             device=self._options.device,
             threads=self._options.threads,
             micro_batch_size=self._options.micro_batch_size,
+            data_parallelism=self._options.data_parallelism,
+            tensor_parallelism=self._options.tensor_parallelism,
+            meeting=str(group.meeting),
             dummy_delay_s=self._options.dummy_delay_s,
             allowed_tasks=list(self._options.allowed_tasks),
         )
         if self._base is None:
             return
-        await process.call("load", **self._load_arguments(*self._base))
+        await group.call("load", **self._load_arguments(*self._base))
         for closed, paths in self._applied:
-            await process.call(
+            await group.call(
                 "close", closed=_closed.dump_python(closed, mode="json"), paths=[str(p) for p in paths]
             )

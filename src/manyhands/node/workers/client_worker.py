@@ -1,19 +1,28 @@
-"""A client's worker process: does the work, applies closings, keeps local state, all with torch."""
+"""A client's worker process: does the work, applies closings, keeps local state, all with torch.
+
+With several devices there is such a process for each. Public and local state are rank 0's, which the node speaks to;
+the others know the run and take part in its work, with what rank 0 gives them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from manyhands.coordination.types import Claims, Work
-from manyhands.engine.device import choose_device, use_threads
+from manyhands.engine.device import device_of, share_threads
+from manyhands.engine.settings import Parallel
 from manyhands.engine.trainer import EngineTrainer, Progress
-from manyhands.errors import StorageError
+from manyhands.engine.world import Place, World, enter_world
+from manyhands.errors import RankLost, StorageError
 from manyhands.node.workers.channel import Channel, open_channel
 from manyhands.node.workers.participant_worker import ParticipantWorker
 from manyhands.plan.descriptor import RunDescriptor
@@ -30,8 +39,11 @@ _work = TypeAdapter(Work)
 class ClientWorker(ParticipantWorker):
     """Public and local state live here; the files are the node's."""
 
+    _world: World
+
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
+        self._others = ExitStack()
         self._working_on = ""
         self._started = 0.0
         self._told = 0.0
@@ -44,19 +56,35 @@ class ClientWorker(ParticipantWorker):
         threads: int | None,
         micro_batch_size: int | None,
         allowed_tasks: list[str],
+        rank: int = 0,
+        data_parallelism: int = 1,
+        tensor_parallelism: int = 1,
+        meeting: str = "",
         **_: Any,
     ) -> dict[str, Any]:
-        """Open the task and build the model."""
+        """Open the task, meet the other ranks in the file `meeting`, and build the model."""
         self._run = RunDescriptor.model_validate(descriptor)
         self._directory = Path(directory)
-        used = use_threads(threads)
-        chosen = choose_device(device)
+        size = data_parallelism * tensor_parallelism
+        place = Place(
+            rank=rank,
+            world_size=size,
+            local_rank=rank,
+            local_size=size,
+            meet=lambda: FileStore(meeting, size),
+        )
+        used = share_threads(threads, size)
+        chosen = device_of(place, device)
+        if size > 1:
+            _stay_on_this_machine()
+        sizes = Parallel(data_parallelism=data_parallelism, tensor_parallelism=tensor_parallelism)
+        self._world = self._others.enter_context(enter_world(place, chosen, sizes))
         plan = self._run.plan
         task = family_of(plan, allowed=allowed_tasks).open(plan, self._directory / "materials")
         self._trainer = EngineTrainer(
             task,
             plan,
-            chosen,
+            self._world,
             micro_batch_size=micro_batch_size,
             abandoned=lambda: self._channel.abandoned(self._working_on),
             on_progress=self._progress,
@@ -72,6 +100,8 @@ class ClientWorker(ParticipantWorker):
             load_public(snapshot),
             device=str(self._trainer.device),
             micro_batch=self._trainer.micro_batch_size or 0,
+            data_parallelism=self._world.data_size,
+            tensor_parallelism=self._world.tensor_size,
         )
         if self._local_file.exists():
             try:
@@ -80,20 +110,35 @@ class ClientWorker(ParticipantWorker):
                 print(f"local state is lost, starting afresh: {error}", flush=True)
         return participant
 
-    def work(self, work: dict[str, Any], path: str) -> Any:
-        """Do an assignment; its claims, or None if it was abandoned."""
+    def work(self, work: dict[str, Any], path: str, **_: Any) -> Any:
+        """Do an assignment, as all ranks do together; rank 0 gives its claims, or None if it was abandoned."""
         todo = _work.validate_python(work)
         self._working_on, self._started = todo.assignment.id, time.monotonic()
-        participant = self._loaded()
-        done = self._done_before(todo.assignment.id, Path(path))
-        if done is not None:
-            return done
         try:
-            claims = _claims.dump_python(
-                participant.work(todo.assignment, todo.terms, Path(path)), mode="json"
-            )
+            return self._lead(todo, Path(path)) if self._world.leads else self._assist(todo)
         except Abandoned:
             return None
+        except RuntimeError as error:
+            if not self._world.is_lost_in(error):
+                raise
+            raise RankLost(f"rank {self._world.rank} lost the others ({error})") from None
+
+    def _assist(self, todo: Work) -> None:
+        """Take part in what rank 0 trains; what goes in is rank 0's, and so is what comes of it."""
+        if not self._world.told(None):
+            return
+        if self._run.plan.local.kind == "gradient":
+            self._trainer.gradient({}, todo.assignment)
+        else:
+            self._trainer.train({}, None, todo.assignment, todo.terms)
+
+    def _lead(self, todo: Work, path: Path) -> Any:
+        participant = self._loaded()
+        done = self._done_before(todo.assignment.id, path)
+        self._world.told(done is None)
+        if done is not None:
+            return done
+        claims = _claims.dump_python(participant.work(todo.assignment, todo.terms, path), mode="json")
         if todo.assignment.round % self._run.plan.rounds.save_local_every == 0:
             self._claims_file.write_text(json.dumps({"assignment": todo.assignment.id, "claims": claims}))
             participant.save_local(self._local_file)
@@ -133,6 +178,13 @@ class ClientWorker(ParticipantWorker):
                 "tokens_per_s": rate,
             }
         )
+
+
+def _stay_on_this_machine() -> None:
+    """Let the ranks listen on the loopback interface only."""
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ class DummyWorker(ParticipantWorker):
         plan, parameters = self._run.plan, self._run.parameters
         return Participant(plan, parameters, None, first_public(plan, parameters, snapshot), torch_free=True)
 
-    def work(self, work: dict[str, Any], path: str) -> Any:
+    def work(self, work: dict[str, Any], path: str, **_: Any) -> Any:
         assignment = _work.validate_python(work).assignment
         if self._delay_s:
             time.sleep(self._delay_s)

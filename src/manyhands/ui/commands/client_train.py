@@ -12,7 +12,6 @@ from textwrap import fill
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from manyhands.ui.command_line import Command, address_option
 
@@ -26,24 +25,22 @@ _NO_CHECKPOINT = (
     "`manyhands server status`"
 )
 
-# Option -> why it is refused, and the value that asks for nothing (which is accepted).
-NOT_YET: dict[str, tuple[str, object]] = {
-    "bind_p2p_port": (_NO_P2P, None),
-    "bind_p2p_interface": (_NO_P2P, None),
-    "data_parallelism": ("a client has one device; start one client for each", 1),
-    "tensor_parallelism": ("a model lives on one device", 1),
-    "eval_tasks": (_NO_EVALUATION, None),
-    "eval_fewshots": (_NO_EVALUATION, None),
-    "eval_seed": (_NO_EVALUATION, None),
-    "eval_test_max_docs": (_NO_EVALUATION, None),
-    "checkpoint_dir": (_NO_CHECKPOINT, None),
-    "hub_repo": (_NO_CHECKPOINT, None),
-    "keep_steps": (_NO_CHECKPOINT, None),
-    "optim_stats_steps": ("norms of single tensors are not recorded", None),
-    "wandb_project": (_NO_WANDB, None),
-    "wandb_run": (_NO_WANDB, None),
-    "wandb_group": (_NO_WANDB, None),
-    "wandb_entity": (_NO_WANDB, None),
+# Option -> why it is refused.
+NOT_YET: dict[str, str] = {
+    "bind_p2p_port": _NO_P2P,
+    "bind_p2p_interface": _NO_P2P,
+    "eval_tasks": _NO_EVALUATION,
+    "eval_fewshots": _NO_EVALUATION,
+    "eval_seed": _NO_EVALUATION,
+    "eval_test_max_docs": _NO_EVALUATION,
+    "checkpoint_dir": _NO_CHECKPOINT,
+    "hub_repo": _NO_CHECKPOINT,
+    "keep_steps": _NO_CHECKPOINT,
+    "optim_stats_steps": "norms of single tensors are not recorded",
+    "wandb_project": _NO_WANDB,
+    "wandb_run": _NO_WANDB,
+    "wandb_group": _NO_WANDB,
+    "wandb_entity": _NO_WANDB,
 }
 
 
@@ -77,13 +74,14 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--threads",
             metavar="N",
             type=count,
-            help="CPU threads; clients that share a machine should share its cores.  [default: torch's choice]",
+            help="CPU threads of each process; clients that share a machine should share its cores.  [default: "
+            "torch's choice]",
         ),
         click.option(
             "--micro-batch-size",
             metavar="N",
             type=count,
-            help="Samples per forward pass.  [default: all of a step]",
+            help="Samples per forward pass of a replica.  [default: its share of a step]",
         ),
         click.option("--patient", is_flag=True, help="Wait for a server that does not answer yet."),
         click.option(
@@ -133,7 +131,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=count,
             default=1,
             show_default=True,
-            help="Replicas in this client; only 1 so far.",
+            help="Replicas in this client; they share each step's samples.",
         ),
         click.option(
             "--tensor-parallelism",
@@ -141,13 +139,9 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=count,
             default=1,
             show_default=True,
-            help="Shards of a replica; only 1 so far.",
+            help="Devices that share each replica.",
         ),
-        *(
-            click.option("--" + name.replace("_", "-"), name, metavar="...", hidden=True)
-            for name in NOT_YET
-            if not name.endswith("parallelism")
-        ),
+        *(click.option("--" + name.replace("_", "-"), name, metavar="...", hidden=True) for name in NOT_YET),
     ]
     for option in reversed(options):
         function = option(function)
@@ -155,9 +149,8 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refuse_what_is_missing(context: click.Context, given: dict[str, Any]) -> None:
-    for name, (reason, harmless) in NOT_YET.items():
-        asked = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if asked and given[name] != harmless:
+    for name, reason in NOT_YET.items():
+        if given[name] is not None:
             option = "--" + name.replace("_", "-")
             raise click.UsageError(f"{option} {given[name]} is not available yet: {reason}.", context)
 
@@ -200,6 +193,8 @@ def _take_part(context: click.Context, **given: Any) -> None:
                 label=given["label"],
                 server_key=given["server_key"],
                 micro_batch_size=given["micro_batch_size"],
+                data_parallelism=given["data_parallelism"],
+                tensor_parallelism=given["tensor_parallelism"],
                 write_gradients_dir=given["write_gradients_dir"],
                 allowed_tasks=given["allowed"],
                 patient=given["patient"],
@@ -211,7 +206,7 @@ def _take_part(context: click.Context, **given: Any) -> None:
 
 def _not_yet() -> str:
     """Their names in lines that are not broken at hyphens."""
-    names = ("--" + name.replace("_", "-") for name in NOT_YET if not name.endswith("parallelism"))
+    names = ("--" + name.replace("_", "-") for name in NOT_YET)
     return fill(" ".join(names), 100, break_on_hyphens=False)
 
 
