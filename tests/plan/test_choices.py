@@ -100,6 +100,17 @@ def test_mappings_merge_and_the_rest_is_replaced() -> None:
             {"schedule": {"kind": "cosine"}},
             {"schedule": {"kind": "cosine", "warmup_steps": 9}},
         ),
+        # another kind of model has other keys
+        (
+            {"task": {"model": {"n_layer": 2}, "block_size": 8}},
+            {"task": {"model_type": "llama", "model": {"hidden_size": 4}}},
+            {"task": {"model_type": "llama", "model": {"hidden_size": 4}, "block_size": 8}},
+        ),
+        (
+            {"task": {"model": {"n_layer": 2, "n_head": 2}}},
+            {"task": {"model_type": "gpt2", "model": {"n_layer": 4}}},
+            {"task": {"model_type": "gpt2", "model": {"n_layer": 4, "n_head": 2}}},
+        ),
         ({"outer": "odd"}, {"outer": {"name": "sgd"}}, {"outer": {"name": "sgd"}}),
         ({"outer": {"name": "sgd"}}, {"outer": 3}, {"outer": 3}),
         ({"local": {"kind": "steps"}}, {"local": {"kind": ["odd"]}}, {"local": {"kind": ["odd"]}}),

@@ -104,6 +104,10 @@ CHOICES: Final[Mapping[str, Choice]] = {
 }
 
 
+_MODEL: Final = ("task", "model_type", "gpt2", "model")
+"""A second choice inside a section: under another model_type the keys of `model` mean nothing."""
+
+
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """`over` on top of `base`: mappings are merged, anything else is replaced; neither argument is changed.
 
@@ -122,6 +126,9 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") ->
 
 
 def _without_old_choice(base: Mapping[str, Any], over: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    section, tag, default, belongs = _MODEL
+    if path == section and tag in over and over[tag] != base.get(tag, default):
+        base = {key: value for key, value in base.items() if key != belongs}
     choice = CHOICES.get(path)
     if choice is None or choice.tag not in over:
         return base
