@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from manyhands.identity.keys import Identity
     from manyhands.node.client import ClientOptions, join
     from manyhands.node.server import ServerOptions, serve
+    from manyhands.plan.compose import load_plan
     from manyhands.plan.grids import GeneratedGrids, GridSet, GridsTask, PixelModel
-    from manyhands.plan.resolve import load_plan, resolve
+    from manyhands.plan.resolve import resolve
     from manyhands.plan.schema import (
         Codec,
         Data,
@@ -50,7 +51,8 @@ _HOMES = {
     "manyhands.node.client": ("ClientOptions", "join"),
     "manyhands.node.server": ("ServerOptions", "serve"),
     "manyhands.plan.grids": ("GeneratedGrids", "GridSet", "GridsTask", "PixelModel"),
-    "manyhands.plan.resolve": ("load_plan", "resolve"),
+    "manyhands.plan.compose": ("load_plan",),
+    "manyhands.plan.resolve": ("resolve",),
     "manyhands.plan.schema": (
         "Codec",
         "Data",

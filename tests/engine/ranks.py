@@ -15,7 +15,7 @@ from manyhands.engine.events import Event
 from manyhands.engine.rendezvous import meet
 from manyhands.engine.settings import Checkpoints, EngineSettings, Logging, Parallel
 from manyhands.engine.world import Place
-from manyhands.plan.resolve import load_plan
+from manyhands.plan.compose import load_plan
 
 PARALLEL = {
     "single": Parallel(),

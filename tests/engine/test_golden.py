@@ -148,6 +148,6 @@ def test_one_process_goes_on_from_what_any_number_has_saved(
 
 
 def resolve_plan(directory: Path) -> Any:
-    from manyhands.plan.resolve import load_plan
+    from manyhands.plan.compose import load_plan
 
     return load_plan(directory.parent / "plan.yaml")

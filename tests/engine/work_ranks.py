@@ -1,13 +1,14 @@
-"""One rank of a client's group: python work_ranks.py DIRECTORY RANK SIZE TENSOR MICRO KIND writes what it made of a piece of work.
+"""One rank of a client's group: python work_ranks.py DIRECTORY RANK SIZE NAME... writes what it made of the works.
 
-DIRECTORY has plan.yaml, materials/, and given.pt: what goes in.
+Each name is a case of DIRECTORY/<name>.pt, a dictionary; all of them in the same process, so that importing torch is
+paid once. What goes in is given to rank 0 alone.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed import FileStore
@@ -15,43 +16,50 @@ from torch.distributed import FileStore
 from manyhands.engine.settings import Parallel
 from manyhands.engine.trainer import EngineTrainer
 from manyhands.engine.world import Place, enter_world
-from manyhands.plan.resolve import load_plan
 from manyhands.tasks.registry import family_of
 from manyhands.updates.types import Abandoned
 
 
-def main(directory: Path, rank: int, size: int, tensor: int, micro: int, kind: str) -> None:
-    torch.set_num_threads(1)
-    plan = load_plan(directory / "plan.yaml")
-    given = torch.load(directory / "given.pt", weights_only=False)
+def carry_out(directory: Path, rank: int, size: int, name: str) -> None:
+    case: dict[str, Any] = torch.load(directory / f"{name}.pt", weights_only=False)
     place = Place(
-        rank=rank, world_size=size, local_rank=rank, local_size=size,
-        meet=lambda: FileStore(str(directory / f"meeting-{kind}-{tensor}-{micro}"), size),
-    )  # fmt: skip
+        rank=rank,
+        world_size=size,
+        local_rank=rank,
+        local_size=size,
+        meet=lambda: FileStore(str(directory / f"meeting-{name}"), size),
+    )
     asked = 0
 
     def abandoned() -> bool:
         nonlocal asked
         asked += 1
-        return kind == "abandoned" and rank == 0 and asked == 3
+        return rank == 0 and asked == case["abandon_at"]
 
-    with enter_world(place, torch.device("cpu"), Parallel(tensor_parallelism=tensor)) as world:
-        task = family_of(plan).open(plan, directory / "materials")
-        trainer = EngineTrainer(task, plan, world, micro_batch_size=micro or None, abandoned=abandoned)
-        mine = given if world.leads else {"weights": {}, "inner": None, "correction": None, "proximal": 0.0}
-        for number, (assignment, terms) in enumerate(given["works"]):
+    parallel = Parallel(tensor_parallelism=case["tensor_parallelism"])
+    with enter_world(place, torch.device("cpu"), parallel) as world:
+        plan = case["plan"]
+        task = family_of(plan).open(plan, case["materials"])
+        trainer = EngineTrainer(
+            task, plan, world, micro_batch_size=case["micro_batch_size"], abandoned=abandoned
+        )
+        given = case if world.leads else {"weights": {}, "inner": None, "correction": None, "proximal": 0.0}
+        made: list[Any] = []
+        inner = given["inner"]
+        for assignment, terms in case["works"]:
             try:
-                if kind == "gradient":
-                    done = trainer.gradient(mine["weights"], assignment)
+                if plan.local.kind == "gradient":
+                    made.append(trainer.gradient(given["weights"], assignment))
                 else:
-                    more = {name: mine[name] for name in ("correction", "proximal")}
-                    done = trainer.train(mine["weights"], mine["inner"], assignment, terms, **more)
-                    mine = {**mine, "inner": done.inner}
+                    steering = {key: given[key] for key in ("correction", "proximal")}
+                    made.append(trainer.train(given["weights"], inner, assignment, terms, **steering))
+                    inner = made[-1].inner if world.leads else None
             except Abandoned:
-                done = f"abandoned, asked {asked} times"
-            torch.save(done, directory / f"done-{kind}-{tensor}-{micro}-{rank}-{number}.pt")
+                made.append(f"abandoned when asked {asked} times")
+        torch.save(made, directory / f"{name}-{rank}.pt")
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:6]), sys.argv[6])
+    torch.set_num_threads(1)
+    for each in sys.argv[4:]:
+        carry_out(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), each)

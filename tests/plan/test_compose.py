@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 import manyhands
 from manyhands.errors import PlanError
-from manyhands.plan.compose import apply_overrides, compose, compose_data
-from manyhands.plan.resolve import load_plan, plan_hash, resolve
+from manyhands.plan.compose import apply_overrides, compose, compose_data, load_plan
+from manyhands.plan.resolve import plan_hash, resolve
 from manyhands.plan.schema import Plan
 
 CONF = Path(manyhands.__file__).parent / "conf"
@@ -253,7 +253,7 @@ def test_hydra_is_left_uninitialized() -> None:
 def test_hydra_is_loaded_only_when_needed(tmp_path: Path) -> None:
     path = file_of(tmp_path, {"preset": "fedavg"})
     code = (
-        "import sys; import manyhands.plan, manyhands.plan.compose; from manyhands.plan.resolve import load_plan\n"
+        "import sys; import manyhands.plan, manyhands.plan.compose; from manyhands.plan.compose import load_plan\n"
         f"load_plan({str(path)!r})\n"
         "print(*[name for name in ('hydra', 'omegaconf', 'torch') if name in sys.modules])\n"
         f"load_plan({str(path)!r}, ['seed=1'])\n"

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyhands.errors import PlanError
+from manyhands.plan.compose import load_plan
 from manyhands.plan.presets import PRESETS
-from manyhands.plan.resolve import MAX_FILE_BYTES, dump_plan, load_plan, new_run_id, plan_hash, resolve
+from manyhands.plan.resolve import MAX_FILE_BYTES, dump_plan, new_run_id, plan_hash, resolve
 from manyhands.plan.schema import Plan
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from manyhands.plan.compose import load_plan
 from manyhands.plan.descriptor import Material, Parameter, RunDescriptor
-from manyhands.plan.resolve import load_plan
 from manyhands.storage.database import open_database
 from manyhands.storage.runs import create_run
 from manyhands.ui.main import run

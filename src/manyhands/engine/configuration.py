@@ -20,8 +20,8 @@ from manyhands.config import did_you_mean
 from manyhands.engine.settings import EngineSettings, Start
 from manyhands.errors import PlanError
 from manyhands.identity.canonical import digest
-from manyhands.plan.compose import apply_overrides, compose_data
-from manyhands.plan.resolve import dump_plan, load_plan, read_plan_file, resolve
+from manyhands.plan.compose import apply_overrides, compose_data, load_plan
+from manyhands.plan.resolve import dump_plan, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 
 PLAN_FILE, ENGINE_FILE = "plan.yaml", "engine.yaml"

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
 from manyhands.errors import WorkerError
-
-if TYPE_CHECKING:  # world.py needs CPU
-    from manyhands.engine.world import Place
 
 CPU = torch.device("cpu")
 
@@ -36,20 +32,6 @@ def choose_device(name: str = "auto") -> torch.device:
         there = f"cuda:0 to cuda:{count - 1}" if count else "none"
         raise WorkerError(f"device {name!r} is not on this machine (CUDA devices: {there}); give auto or cpu")
     return torch.device("cuda", index)
-
-
-def device_of(place: Place, name: str = "auto") -> torch.device:
-    """A process's own device: with several on this machine, rank r has the r-th that CUDA_VISIBLE_DEVICES shows."""
-    if place.world_size == 1 or name == "cpu":
-        return choose_device(name)
-    if name not in ("auto", "cuda"):
-        raise WorkerError(
-            f"{name} is one device, and there are {place.world_size} processes: leave it out, or choose devices with "
-            "CUDA_VISIBLE_DEVICES"
-        )
-    if not torch.cuda.is_available():
-        return choose_device(name)
-    return torch.device("cuda", place.local_rank % torch.cuda.device_count())
 
 
 def share_threads(count: int | None, processes: int) -> int:

@@ -25,10 +25,11 @@ import torch
 from safetensors.torch import load_file
 
 from manyhands.coordination.schedule import learning_rates
-from manyhands.engine.checkpoint import Cursor, Saver, Training, checkpoints, find_checkpoint, load_checkpoint
-from manyhands.engine.device import device_of, share_threads
+from manyhands.engine.checkpoint import Cursor, Saver, Training, find_checkpoint, load_checkpoint
+from manyhands.engine.device import share_threads
 from manyhands.engine.evaluation import evaluate
 from manyhands.engine.events import Event, Events
+from manyhands.engine.faults import check_trainable, in_words
 from manyhands.engine.flops import training_flops
 from manyhands.engine.loading import made_ahead, micro_batches, step_indices
 from manyhands.engine.loggers import logging_to
@@ -40,8 +41,8 @@ from manyhands.engine.settings import EngineSettings
 from manyhands.engine.step import Steering, training_step
 from manyhands.engine.stopping import asked_to_stop
 from manyhands.engine.trainer import load_weights, seed_everything
-from manyhands.engine.world import Place, World, enter_world
-from manyhands.errors import Interrupted, ManyhandsError, PlanError, RankLost, WorkerError
+from manyhands.engine.world import Place, World, device_of, enter_world
+from manyhands.errors import Interrupted, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import Batch, Task
@@ -80,7 +81,7 @@ def train(
     step, save and raise Interrupted; a second one ends at once. Raises PlanError, DataError, Refused (a checkpoint of
     another plan), StorageError, WorkerError (the loss is not finite, memory is exhausted, a rank is missing).
     """
-    _check(plan, place, directory, resume, settings)
+    check_trainable(plan, place, directory, resume, settings)
     directory.mkdir(parents=True, exist_ok=True)
     device = device_of(place, settings.exec.device)
     share_threads(settings.exec.threads, place.local_size)
@@ -98,7 +99,7 @@ def train(
             run.start()
             return run.go(stop)
         except RuntimeError as error:
-            raise _in_words(error, world) or error from error
+            raise in_words(error, world) or error from error
 
 
 class _Run:
@@ -362,51 +363,6 @@ class _Run:
         if whole:
             self.saver.wait()
         return self.saved[1]
-
-
-# ------------------------------------------------------------------------------------------- checks
-def _check(plan: Plan, place: Place, directory: Path, resume: Path | None, settings: EngineSettings) -> None:
-    """Refuse before anything is loaded what cannot be trained here."""
-    if plan.local.kind != "steps":
-        raise PlanError(
-            f"local.kind is {plan.local.kind!r}: training on this machine alone takes optimizer steps; set "
-            "local.kind=steps with local.optimizer, or run the plan with a server"
-        )
-    ties: tuple[tuple[str, bool | float, str], ...] = (
-        ("local.proximal", plan.local.proximal, "0"),
-        ("local.control_variate", plan.local.control_variate, "false"),
-    )
-    for setting, value, off in ties:
-        if value:
-            raise PlanError(
-                f"{setting} is {value}: it ties clients to each other, and one machine alone has nobody to be tied "
-                f"to; set {setting}={off} here, or run the plan with a server"
-            )
-    data_size = max(1, place.world_size // settings.parallel.tensor_parallelism)
-    if plan.local.batch_size % data_size:
-        raise PlanError(
-            f"local.batch_size={plan.local.batch_size} cannot be divided among {data_size} processes: choose "
-            f"{plan.local.batch_size // data_size * data_size or data_size} or another multiple of {data_size}"
-        )
-    if resume is None and place.leads and checkpoints(directory / "checkpoints"):
-        raise ManyhandsError(
-            f"{directory} holds checkpoints of an earlier training: resume from it, or choose another directory"
-        )
-
-
-def _in_words(error: RuntimeError, world: World) -> WorkerError | None:
-    """What to do, if torch ran out of memory or this process lost the others; None for anything else."""
-    text = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return WorkerError(
-            f"out of memory ({text}): lower parallel.micro_batch_size, set parallel.activation_checkpointing=true or "
-            "exec.precision=bf16, or divide the model among devices with parallel.strategy=fsdp"
-        )
-    if world.is_lost_in(error):
-        return RankLost(
-            f"rank {world.rank} lost the others ({text}): see what the one that ended first has said"
-        )
-    return None
 
 
 def _step_seed(seed: int, step: int, data_rank: int) -> int:

@@ -28,7 +28,8 @@ from safetensors import SafetensorError, safe_open
 
 from manyhands.engine.materials import prepared_mark
 from manyhands.errors import ManyhandsError, PlanError, WorkerError
-from manyhands.plan.resolve import dump_plan, load_plan, plan_hash
+from manyhands.plan.compose import load_plan
+from manyhands.plan.resolve import dump_plan, plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import CustomTask
 from manyhands.tasks.protocol import Batch, Loss, Metrics, Prepared, Task, TaskFamily

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import Store
 
-from manyhands.engine.device import CPU
+from manyhands.engine.device import CPU, choose_device
 from manyhands.engine.settings import Parallel
-from manyhands.errors import PlanError
+from manyhands.errors import PlanError, WorkerError
 
 DATA, TENSOR = "data", "tensor"
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -56,6 +56,20 @@ def place_from(environment: Mapping[str, str]) -> Place:
         local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
         local_size=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
     )
+
+
+def device_of(place: Place, name: str = "auto") -> torch.device:
+    """A process's own device: with several on this machine, rank r has the r-th that CUDA_VISIBLE_DEVICES shows."""
+    if place.world_size == 1 or name == "cpu":
+        return choose_device(name)
+    if name not in ("auto", "cuda"):
+        raise WorkerError(
+            f"{name} is one device, and there are {place.world_size} processes: leave it out, or choose devices with "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    if not torch.cuda.is_available():
+        return choose_device(name)
+    return torch.device("cuda", place.local_rank % torch.cuda.device_count())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

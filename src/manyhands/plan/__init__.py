@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from manyhands.plan.compatibility import check
+    from manyhands.plan.compose import load_plan
     from manyhands.plan.descriptor import Material, Parameter, RunDescriptor
     from manyhands.plan.explain import describe, render
     from manyhands.plan.presets import PRESETS
-    from manyhands.plan.resolve import dump_plan, load_plan, new_run_id, plan_hash
+    from manyhands.plan.resolve import dump_plan, new_run_id, plan_hash
     from manyhands.plan.safety import check_runnable
     from manyhands.plan.schema import Plan
     from manyhands.plan.signing import load_descriptor, sign_descriptor, verify_descriptor
@@ -31,7 +32,7 @@ _HOMES: Final = {
     "describe": "explain",
     "dump_plan": "resolve",
     "load_descriptor": "signing",
-    "load_plan": "resolve",
+    "load_plan": "compose",
     "new_run_id": "resolve",
     "plan_hash": "resolve",
     "render": "explain",

@@ -27,7 +27,7 @@ import yaml
 from manyhands.config import did_you_mean
 from manyhands.errors import PlanError
 from manyhands.plan.choices import overlay
-from manyhands.plan.resolve import resolve, with_preset
+from manyhands.plan.resolve import read_plan_file, resolve, with_preset
 from manyhands.plan.schema import Plan
 
 _FREE_FORM: Final = re.compile(r"^(task\.(?:model|settings)\.)(.*)$")
@@ -68,6 +68,17 @@ def apply_overrides(
     with _hydra(config_dir) as hydra:
         asked = _sorted_out(hydra, overrides)
         return _apply(hydra, dict(data), asked.groups, asked)
+
+
+def load_plan(path: Path | str, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of a YAML file, with KEY=VALUE overrides on top as `compose` takes them.
+
+    Raises PlanError, naming the file, when it cannot be read or is not a valid plan.
+    """
+    data = read_plan_file(path)
+    if overrides:
+        data = apply_overrides(data, overrides)
+    return resolve(data, where=str(path))
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""From plain data or a file to a Plan: preset below, the plan's own values above, then every check.
+"""From plain data to a Plan: preset below, the plan's own values above, then every check.
 
 A plan file is YAML in its plainest form: no tags, no duplicate keys, no interpolations. What comes out is
 always the same kind of object, and `plan_hash` is its name: two plans with one hash are the same in every
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,6 @@ from manyhands.plan.schema import Plan
 __all__ = [
     "check_runnable",
     "dump_plan",
-    "load_plan",
     "new_run_id",
     "plan_hash",
     "read_plan_file",
@@ -65,19 +64,6 @@ def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     """The data on top of the values of the preset that it names. Raises PlanError for an unknown preset."""
     preset = data.get("preset")
     return overlay(values_of(preset), data) if isinstance(preset, str) and preset else dict(data)
-
-
-def load_plan(path: Path | str, overrides: Sequence[str] = ()) -> Plan:
-    """The plan of a YAML file, with KEY=VALUE overrides on top as `compose.compose` takes them.
-
-    Raises PlanError, naming the file, when it cannot be read or is not a valid plan.
-    """
-    data = read_plan_file(path)
-    if overrides:
-        from manyhands.plan.compose import apply_overrides
-
-        data = apply_overrides(data, overrides)
-    return resolve(data, where=str(path))
 
 
 def read_plan_file(path: Path | str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def plan_from(where: str | None, overrides: Sequence[str], config_name: str = "t
         from manyhands.plan.compose import compose
 
         return compose(overrides, where)
-    from manyhands.plan.resolve import load_plan
+    from manyhands.plan.compose import load_plan
 
     return load_plan(where, overrides)
 

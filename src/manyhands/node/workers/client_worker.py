@@ -18,10 +18,10 @@ from pydantic import TypeAdapter
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from manyhands.coordination.types import Claims, Work
-from manyhands.engine.device import device_of, share_threads
+from manyhands.engine.device import share_threads
 from manyhands.engine.settings import Parallel
 from manyhands.engine.trainer import EngineTrainer, Progress
-from manyhands.engine.world import Place, World, enter_world
+from manyhands.engine.world import Place, World, device_of, enter_world
 from manyhands.errors import RankLost, StorageError
 from manyhands.node.workers.channel import Channel, open_channel
 from manyhands.node.workers.participant_worker import ParticipantWorker

@@ -1,0 +1,59 @@
+"""What cannot be trained here, said before anything is loaded; and faults of torch, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from manyhands.engine.checkpoint import checkpoints
+from manyhands.engine.settings import EngineSettings
+from manyhands.engine.world import Place, World
+from manyhands.errors import ManyhandsError, PlanError, RankLost, WorkerError
+from manyhands.plan.schema import Plan
+
+
+def check_trainable(
+    plan: Plan, place: Place, directory: Path, resume: Path | None, settings: EngineSettings
+) -> None:
+    """Refuse before anything is loaded what cannot be trained here."""
+    if plan.local.kind != "steps":
+        raise PlanError(
+            f"local.kind is {plan.local.kind!r}: training on this machine alone takes optimizer steps; set "
+            "local.kind=steps with local.optimizer, or run the plan with a server"
+        )
+    ties: tuple[tuple[str, bool | float, str], ...] = (
+        ("local.proximal", plan.local.proximal, "0"),
+        ("local.control_variate", plan.local.control_variate, "false"),
+    )
+    for setting, value, off in ties:
+        if value:
+            raise PlanError(
+                f"{setting} is {value}: it ties clients to each other, and one machine alone has nobody to be tied "
+                f"to; set {setting}={off} here, or run the plan with a server"
+            )
+    data_size = max(1, place.world_size // settings.parallel.tensor_parallelism)
+    if plan.local.batch_size % data_size:
+        raise PlanError(
+            f"local.batch_size={plan.local.batch_size} cannot be divided among {data_size} processes: choose "
+            f"{plan.local.batch_size // data_size * data_size or data_size} or another multiple of {data_size}"
+        )
+    if resume is None and place.leads and checkpoints(directory / "checkpoints"):
+        raise ManyhandsError(
+            f"{directory} holds checkpoints of an earlier training: resume from it, or choose another directory"
+        )
+
+
+def in_words(error: RuntimeError, world: World) -> WorkerError | None:
+    """What to do, if torch ran out of memory or this process lost the others; None for anything else."""
+    text = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return WorkerError(
+            f"out of memory ({text}): lower parallel.micro_batch_size, set parallel.activation_checkpointing=true or "
+            "exec.precision=bf16, or divide the model among devices with parallel.strategy=fsdp"
+        )
+    if world.is_lost_in(error):
+        return RankLost(
+            f"rank {world.rank} lost the others ({text}): see what the one that ended first has said"
+        )
+    return None
