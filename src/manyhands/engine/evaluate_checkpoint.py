@@ -38,7 +38,7 @@ def evaluate_checkpoint(
     many as the plan's evaluation.max_batches. Raises DataError, StorageError, Refused.
     """
     task = open_task(plan, materials, allowed)
-    model = model_of(task, checkpoint, own_family(plan, allowed)).to(device)
+    model = model_of(task, plan, materials, checkpoint, own_family(plan, allowed)).to(device)
     batch_size = plan.local.batch_size
     if samples is not None:
         batch_size = min(batch_size, samples)
