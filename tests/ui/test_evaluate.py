@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from manyhands.plan.compose import load_plan
 from manyhands.plan.descriptor import Material, Parameter, RunDescriptor
@@ -45,6 +46,35 @@ def test_the_tasks_own_sets(trained: Path, capsys: pytest.CaptureFixture[str]) -
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:3] == ["set", "loss", "samples"]
     assert table[2].split()[2] == "3"
+
+
+def test_an_adapter_on_its_frozen_weights(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those are in the materials alone: the checkpoint has what was trained."""
+    pytest.importorskip("peft", reason="the extra lora is not installed")
+    monkeypatch.setenv("MANYHANDS_HOME", str(tmp_path))
+    plan = yaml.safe_load((trained / "plan.yaml").read_text())
+    task = {"weights": str(trained / "checkpoints" / "step-00000008"), "adapter": {"name": "lora"}}
+    task |= {"name": "language_model", "text": plan["task"]["text"], "block_size": 16}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"task": task}), encoding="utf-8")
+    train = ["train", "--plan", str(tmp_path / "plan.yaml"), "run=adapted", "--logs", "none"]
+    assert run(train) == 0
+    events = (tmp_path / "runs" / "adapted" / "events.jsonl").read_text().splitlines()
+    assert run(["eval", "adapted", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["loss"] == pytest.approx(json.loads(events[-1])["validation_loss_after"], rel=1e-6)
+
+
+def test_a_broken_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(trained, tmp_path / "broken")
+    checkpoint = tmp_path / "broken" / "checkpoints" / "step-00000008"
+    for file in (checkpoint / "state" / "state.safetensors", checkpoint / "model.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert run(["eval", str(tmp_path / "broken")]) == 9
+    assert "step-00000008/state" in capsys.readouterr().err
+    assert run(["sample", str(tmp_path / "broken")]) == 4
+    assert "no language model that can be read" in capsys.readouterr().err
 
 
 def test_a_run_that_was_served_here(

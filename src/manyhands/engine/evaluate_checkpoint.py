@@ -32,7 +32,7 @@ def evaluate_checkpoint(
     samples: int | None = None,
     allowed: Collection[str] = (),
 ) -> list[Evaluated]:
-    """The losses and metrics of each evaluation set, the main one first.
+    """The losses and metrics of each evaluation set, the main one first, in fp32.
 
     `materials`: those of the training or the run. `samples`: of each set, in whole batches, evenly over it; None: as
     many as the plan's evaluation.max_batches. Raises DataError, StorageError, Refused.

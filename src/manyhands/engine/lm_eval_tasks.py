@@ -63,6 +63,7 @@ def run_tasks(
     """
     with _quiet():
         tasks = _lm_eval("lm_eval.tasks")
+        _lm_eval("accelerate")  # which lm-eval's models import, and lm-eval alone does not bring
         models, evaluator = _lm_eval("lm_eval.models.huggingface"), _lm_eval("lm_eval.evaluator")
         manager = _manager(tasks, names, include_path)
         model = load_language_model(checkpoint).to(device)
