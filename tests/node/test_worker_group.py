@@ -21,10 +21,7 @@ from manyhands.node.worker_group import WorkerGroup
 from manyhands.simulation.replay import RecordGap
 
 
-def plan_of(tiny_gpt: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Three rounds; the client's last snapshot is of the end."""
-    rounds = {**tiny_gpt["rounds"], "total": 3, "snapshot_every": 1}
-    return {**tiny_gpt, "membership": {"min_clients": 1}, "rounds": rounds, **changes}
+THREE_ROUNDS = {"membership.min_clients": 1, "rounds.total": 3, "rounds.snapshot_every": 1}
 
 
 def ranks_of(client: Any) -> dict[int, Any]:
@@ -125,10 +122,21 @@ def test_what_ranks_do_together_is_done_also_when_nobody_waits_any_more(tmp_path
 
 
 # ------------------------------------------------------------------------------------------- in a run
-GRADIENT = {"preset": "fedsgd", "local": {"steps": 2, "batch_size": 5, "kind": "gradient"}}
+GRADIENT = {"preset": "fedsgd", "local.kind": "gradient", "local.steps": 2, "local.batch_size": 5}
+LLAMA = {
+    "task.model_type": "llama",
+    "task.model": {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
+}
 SHAPES = [
     pytest.param({}, ("--data-parallelism", "2"), (2, 1), id="ddp"),
     pytest.param(GRADIENT, ("--data-parallelism", "2", "--micro-batch-size", "1"), (2, 1), id="gradient"),
+    pytest.param(LLAMA, ("--tensor-parallelism", "2"), (1, 2), id="tensor", marks=pytest.mark.slow),
 ]
 
 
@@ -140,7 +148,7 @@ def test_several_processes_do_what_one_does(
     options: tuple[str, ...],
     shape: tuple[int, int],
 ) -> None:
-    house.plan(plan_of(tiny_gpt, **changes))
+    house.plan(tiny_gpt, {**THREE_ROUNDS, **changes})
     house.server()
     client = house.client("ann", *options)
     assert client.ended() == 0, client.text()
@@ -160,7 +168,7 @@ def test_several_processes_do_what_one_does(
 def test_a_rank_that_is_killed_ends_the_group_and_the_run_goes_on(
     house: Any, tiny_gpt: dict[str, Any], until: Callable[..., Any]
 ) -> None:
-    house.plan(plan_of(tiny_gpt, local={"steps": 40, "batch_size": 4}))
+    house.plan(tiny_gpt, {**THREE_ROUNDS, "local.steps": 40})
     house.server()
     client = house.client("ann", "--data-parallelism", "2")
     until(lambda: client.said("progress") and client.said("work", round=1), "work")
