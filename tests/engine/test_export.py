@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,24 @@ def test_half_precision_is_compared_with_full(saved_by: Callable[[str], Path], t
         tmp_path / "half.onnx", providers=["CPUExecutionProvider"]
     ).get_outputs()
     assert output.type == "tensor(float16)"
+
+
+def test_weights_of_a_large_model_lie_beside_the_graph(
+    saved_by: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = _runtime()
+    program = import_module("torch.onnx._internal.exporter._onnx_program")
+    if not hasattr(program, "_LARGE_MODEL_THRESHOLD"):
+        pytest.skip("this torch has no threshold that a test could lower")
+    monkeypatch.setattr(program, "_LARGE_MODEL_THRESHOLD", 10)
+    saved = load_saved(saved_by("tabular"))
+    exported = export_onnx(saved, tmp_path / "model.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert exported.size_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {key: value.numpy() for key, value in saved.inputs.items()})
+    with torch.no_grad():
+        np.testing.assert_allclose(got, saved.call(**saved.inputs).numpy(), atol=1e-4)
 
 
 class Doubled(torch.nn.Module):
