@@ -58,6 +58,7 @@ FAULTS = {
         "    def tokens(self)",
         r"without tokens_per_sample\(\)",
     ),
+    "no Python": ("class MyTask:", "class MyTask", r"its import raised SyntaxError: .*own_.*\.py, line \d+"),
     "no set": (": tuple[str, ...] = (VALIDATION,)", " = ()", r"evaluation_sets is \(\)"),
     "a part of the materials": (
         'materials={"samples.safetensors": directory / "samples.safetensors"}',

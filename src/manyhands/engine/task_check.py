@@ -71,7 +71,7 @@ def check_in_process(plan: Plan, directory: Path, target: str) -> None:
 
 def check_task(plan: Plan, directory: Path, target: str) -> None:
     """Check the plan's task here. Raises PlanError, naming the method and what was expected of it."""
-    family = family_of(plan, allowed=[target])
+    family = _called("its import", lambda: family_of(plan, allowed=[target]))
     shutil.rmtree(directory, ignore_errors=True)  # of an earlier check
     prepared = _prepared(family, plan, directory)
     task = _opened(family, plan, prepared, directory)

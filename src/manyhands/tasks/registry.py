@@ -61,7 +61,8 @@ def _load(target: str) -> TaskFamily:
         family = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise PlanError(
-            f"task target {target!r}: {error}; give module:object that Python can import"
+            f"task target {target!r}: {error}; give module:object that Python can import, from where its file lies "
+            f"(here: {os.getcwd()}) or installed"
         ) from error
     if isinstance(family, type) or not all(
         callable(getattr(family, name, None)) for name in ("prepare", "open")
