@@ -8,29 +8,22 @@ from typing import Any, TypeVar
 import pytest
 
 from manyhands.coordination.data_ranges import balance
-from manyhands.coordination.machine import initial_state, next_deadline, tick
-from manyhands.coordination.records import Record
-from manyhands.coordination.state import Entry, Round, RunState
-from manyhands.coordination.types import (
-    AGGREGATOR,
+from manyhands.coordination.effects import Body, Closed, Effect
+from manyhands.coordination.events import (
     Advanced,
-    Assignment,
-    BlobRef,
-    Body,
-    Claims,
     ClockPassed,
-    Closed,
     Committed,
     Contributed,
-    Contribution,
-    Effect,
     Event,
     Fingerprinted,
     Joined,
     Ready,
-    Snapshot,
     Verdict,
 )
+from manyhands.coordination.machine import initial_state, next_deadline, tick
+from manyhands.coordination.records import Record
+from manyhands.coordination.state import Entry, Round, RunState
+from manyhands.coordination.types import AGGREGATOR, Assignment, BlobRef, Claims, Contribution, Snapshot
 from manyhands.plan.schema import Plan
 
 SEED = 7

@@ -6,15 +6,9 @@ from typing import Any
 import pytest
 
 from manyhands.coordination.agreement import quorum
-from manyhands.coordination.types import (
-    EVERYONE,
-    Abandon,
-    Closed,
-    Left,
-    Reveal,
-    Suspected,
-    Verdict,
-)
+from manyhands.coordination.effects import Abandon, Closed, Reveal
+from manyhands.coordination.events import Left, Suspected, Verdict
+from manyhands.coordination.types import EVERYONE
 
 MakeDesk = Callable[..., Any]
 

@@ -4,23 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 from manyhands.coordination.data_ranges import balance
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVERYONE,
-    Abandon,
-    Advance,
+from manyhands.coordination.effects import Abandon, Advance, Closed, PhaseChanged
+from manyhands.coordination.events import (
     Advanced,
-    BlobRef,
-    Closed,
     Joined,
     Left,
-    PhaseChanged,
     Recovered,
     ResumeAsked,
     Suspected,
     Verdict,
     WorkFailed,
 )
+from manyhands.coordination.types import AGGREGATOR, EVERYONE, BlobRef
 
 MakeDesk = Callable[..., Any]
 

@@ -3,20 +3,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from manyhands.coordination.ledger import account, recorded_rounds
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    BlobRef,
+from manyhands.coordination.events import (
     Checkpointed,
     Evaluated,
     Fingerprinted,
     Joined,
     Left,
-    Snapshot,
     SnapshotStored,
     Suspected,
     WorkFailed,
 )
+from manyhands.coordination.ledger import account, recorded_rounds
+from manyhands.coordination.types import AGGREGATOR, BlobRef, Snapshot
 
 MakeDesk = Callable[..., Any]
 

@@ -6,16 +6,12 @@ from typing import Any
 
 import pytest
 
-from manyhands.coordination.machine import initial_state, next_deadline, tick
-from manyhands.coordination.types import (
-    AGGREGATOR,
+from manyhands.coordination.events import (
     Advanced,
-    BlobRef,
     Checkpointed,
     ClockPassed,
     Committed,
     Contributed,
-    Contribution,
     Evaluated,
     Event,
     Fingerprinted,
@@ -25,12 +21,13 @@ from manyhands.coordination.types import (
     Recovered,
     ResumeAsked,
     ServerStarted,
-    Snapshot,
     SnapshotStored,
     Suspected,
     Verdict,
     WorkFailed,
 )
+from manyhands.coordination.machine import initial_state, next_deadline, tick
+from manyhands.coordination.types import AGGREGATOR, BlobRef, Contribution, Snapshot
 
 MakeDesk = Callable[..., Any]
 BLOB = BlobRef(blob="b", size_bytes=1)

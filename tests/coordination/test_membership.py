@@ -3,18 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from manyhands.coordination.effects import CatchUp, Dismissed, PhaseChanged, Work
+from manyhands.coordination.events import Joined, Left, Ready, Recovered, Suspected
 from manyhands.coordination.membership import may_join
-from manyhands.coordination.types import (
-    CatchUp,
-    Dismissed,
-    Joined,
-    Left,
-    PhaseChanged,
-    Ready,
-    Recovered,
-    Suspected,
-    Work,
-)
 
 MakeDesk = Callable[..., Any]
 KEY = "ab" * 32

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from manyhands.coordination.events import SnapshotStored
 from manyhands.coordination.newcomers import catch_up
-from manyhands.coordination.types import AGGREGATOR, BlobRef, Snapshot, SnapshotStored
+from manyhands.coordination.types import AGGREGATOR, BlobRef, Snapshot
 
 
 def test_who_starts_from_a_snapshot_hears_of_the_closings_before_it(desk: Callable[..., Any]) -> None:

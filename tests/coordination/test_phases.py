@@ -3,29 +3,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from manyhands.coordination.membership import may_join
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVALUATOR,
-    EVERYONE,
-    Abandon,
-    BlobRef,
+from manyhands.coordination.effects import Abandon, Evaluate, PhaseChanged, Work
+from manyhands.coordination.events import (
     Checkpointed,
-    Evaluate,
     Evaluated,
     Failed,
     Joined,
     Left,
     PauseAsked,
-    PhaseChanged,
     Ready,
     ResumeAsked,
     ServerStarted,
-    Snapshot,
     SnapshotStored,
     Suspected,
-    Work,
 )
+from manyhands.coordination.membership import may_join
+from manyhands.coordination.types import AGGREGATOR, EVALUATOR, EVERYONE, BlobRef, Snapshot
 
 MakeDesk = Callable[..., Any]
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from manyhands.coordination.events import Evaluated
 from manyhands.coordination.records import (
     dump_body,
     dump_event,
@@ -15,7 +16,6 @@ from manyhands.coordination.records import (
     load_state,
     replay,
 )
-from manyhands.coordination.types import Evaluated
 
 MakeDesk = Callable[..., Any]
 

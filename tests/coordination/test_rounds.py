@@ -6,21 +6,10 @@ from typing import Any
 
 import pytest
 
+from manyhands.coordination.effects import Abandon, Dismissed, Merge, Work
+from manyhands.coordination.events import Committed, Contributed, Joined, Left, Suspected, Verdict, WorkFailed
 from manyhands.coordination.rounds import work_seed
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    Abandon,
-    Committed,
-    Contributed,
-    Dismissed,
-    Joined,
-    Left,
-    Merge,
-    Suspected,
-    Verdict,
-    Work,
-    WorkFailed,
-)
+from manyhands.coordination.types import AGGREGATOR
 
 MakeDesk = Callable[..., Any]
 

@@ -3,25 +3,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from manyhands.coordination.situations import situation
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVALUATOR,
+from manyhands.coordination.effects import (
     Advance,
     CatchUp,
     Dismissed,
     Evaluate,
-    Evaluated,
-    Left,
     Merge,
-    PauseAsked,
     PhaseChanged,
     Reveal,
-    ServerStarted,
     TakeSnapshot,
-    Verdict,
     Work,
 )
+from manyhands.coordination.events import Evaluated, Left, PauseAsked, ServerStarted, Verdict
+from manyhands.coordination.situations import situation
+from manyhands.coordination.types import AGGREGATOR, EVALUATOR
 
 MakeDesk = Callable[..., Any]
 

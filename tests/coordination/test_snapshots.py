@@ -3,26 +3,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from manyhands.coordination.newcomers import catch_up, fingerprint_at, held_at
-from manyhands.coordination.snapshots import kept_blobs
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVALUATOR,
-    Abandon,
-    BlobRef,
-    CatchUp,
+from manyhands.coordination.effects import Abandon, CatchUp, Evaluate, TakeSnapshot
+from manyhands.coordination.events import (
     Checkpointed,
-    Evaluate,
     Evaluated,
     Fingerprinted,
     Left,
-    Snapshot,
     SnapshotStored,
     Suspected,
-    TakeSnapshot,
     Verdict,
     WorkFailed,
 )
+from manyhands.coordination.newcomers import catch_up, fingerprint_at, held_at
+from manyhands.coordination.snapshots import kept_blobs
+from manyhands.coordination.types import AGGREGATOR, EVALUATOR, BlobRef, Snapshot
 
 MakeDesk = Callable[..., Any]
 

@@ -20,22 +20,9 @@ from typing import Any
 
 import yaml
 
-from manyhands.coordination.types import (
-    BlobRef,
-    CatchUp,
-    Claims,
-    Closed,
-    Committed,
-    Contributed,
-    Contribution,
-    Left,
-    Ready,
-    Reveal,
-    TakeSnapshot,
-    Verdict,
-    Work,
-    WorkFailed,
-)
+from manyhands.coordination.effects import CatchUp, Closed, Reveal, TakeSnapshot, Work
+from manyhands.coordination.events import Committed, Contributed, Left, Ready, Verdict, WorkFailed
+from manyhands.coordination.types import BlobRef, Claims, Contribution
 from manyhands.identity.contributions import commit, new_nonce, sign_contribution
 from manyhands.identity.keys import Identity, ephemeral
 from manyhands.network.blobs.manifest import manifest_of

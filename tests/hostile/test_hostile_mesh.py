@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manyhands.coordination.types import Contributed, Fingerprinted, Snapshot, SnapshotStored, Verdict
+from manyhands.coordination.events import Contributed, Fingerprinted, SnapshotStored, Verdict
+from manyhands.coordination.types import Snapshot
 from manyhands.errors import Refused
 from manyhands.identity.contributions import new_nonce
 from manyhands.network.blobs.manifest import manifest_of

@@ -15,16 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from manyhands.coordination.types import (
-    BlobRef,
-    Fingerprinted,
-    Left,
-    Ready,
-    Snapshot,
-    SnapshotStored,
-    Verdict,
-    WorkFailed,
-)
+from manyhands.coordination.events import Fingerprinted, Left, Ready, SnapshotStored, Verdict, WorkFailed
+from manyhands.coordination.types import BlobRef, Snapshot
 from manyhands.errors import Refused
 from manyhands.identity.contributions import new_nonce
 from manyhands.identity.keys import ephemeral

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from manyhands.coordination.types import BlobRef, Contributed
+from manyhands.coordination.events import Contributed
+from manyhands.coordination.types import BlobRef
 from manyhands.errors import Refused
 from manyhands.identity.contributions import commit, new_nonce
 from manyhands.identity.keys import ephemeral

@@ -8,30 +8,26 @@ from typing import Any
 
 import pytest
 
-from manyhands.coordination.machine import initial_state, next_deadline, tick
-from manyhands.coordination.state import RunState
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    Advance,
+from manyhands.coordination.effects import Advance
+from manyhands.coordination.events import (
     Advanced,
-    BlobRef,
-    Claims,
     ClockPassed,
     Committed,
     Contributed,
-    Contribution,
     Event,
     Fingerprinted,
     Joined,
     Left,
     Ready,
     Recovered,
-    Snapshot,
     SnapshotStored,
     Suspected,
     Verdict,
     WorkFailed,
 )
+from manyhands.coordination.machine import initial_state, next_deadline, tick
+from manyhands.coordination.state import RunState
+from manyhands.coordination.types import AGGREGATOR, BlobRef, Claims, Contribution, Snapshot
 from manyhands.node.server.intents import changes_nothing
 from manyhands.plan.schema import Plan
 

@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from manyhands.coordination.types import Abandon, Ready
+from manyhands.coordination.effects import Abandon
+from manyhands.coordination.events import Ready
 from manyhands.errors import ProtocolError, Refused, ServerUnreachable
 from manyhands.identity.keys import ephemeral
 from manyhands.network import connection as module

@@ -11,24 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyhands.coordination.types import (
-    BlobRef,
-    Claims,
-    Closed,
-    Closing,
+from manyhands.coordination.effects import Closed
+from manyhands.coordination.events import (
     Committed,
     Contributed,
-    Contribution,
-    Counted,
     Fingerprinted,
     Left,
-    OuterTerms,
     Ready,
-    Snapshot,
     SnapshotStored,
     Verdict,
     WorkFailed,
 )
+from manyhands.coordination.types import BlobRef, Claims, Closing, Contribution, Counted, OuterTerms, Snapshot
 from manyhands.errors import ProtocolError
 from manyhands.network import messages
 from manyhands.network.messages import (

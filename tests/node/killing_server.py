@@ -23,9 +23,9 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from manyhands.coordination.events import Event, ServerStarted
 from manyhands.coordination.machine import NumberedEffect
 from manyhands.coordination.records import dump_state
-from manyhands.coordination.types import Event, ServerStarted
 from manyhands.node.server import run_driver
 from manyhands.node.server.run_driver import RunDriver
 from manyhands.storage.events import RunLog

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from manyhands.coordination.events import Joined, Left
 from manyhands.coordination.ledger import account as whole_account
 from manyhands.coordination.machine import initial_state
-from manyhands.coordination.types import BlobRef, Joined, Left, Snapshot
+from manyhands.coordination.types import BlobRef, Snapshot
 from manyhands.node.server import account
 from manyhands.node.server.run_driver import RunDriver
 from manyhands.node.server.signed_in import Sessions

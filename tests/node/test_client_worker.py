@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands.coordination.types import Assignment, IndexRange, OuterTerms, RoundTerms, Work
+from manyhands.coordination.effects import Work
+from manyhands.coordination.types import Assignment, IndexRange, OuterTerms, RoundTerms
 from manyhands.node.workers.client_worker import ClientWorker, _work
 from manyhands.node.workers.prepare_worker import prepare
 from manyhands.plan.descriptor import Material, Parameter, RunDescriptor

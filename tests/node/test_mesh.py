@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from manyhands import simulate
-from manyhands.coordination.types import Fingerprinted
+from manyhands.coordination.events import Fingerprinted
 from manyhands.storage.database import open_database
 from manyhands.storage.events import RunLog
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from manyhands.coordination.types import BlobRef, Joined, Left, PhaseChanged, ServerStarted, Snapshot
+from manyhands.coordination.effects import PhaseChanged
+from manyhands.coordination.events import Joined, Left, ServerStarted
+from manyhands.coordination.types import BlobRef, Snapshot
 from manyhands.errors import Fenced, StorageError
 from manyhands.node.server import run_driver
 from manyhands.node.server.run_driver import RunDriver

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from manyhands.coordination.events import ServerStarted
 from manyhands.coordination.machine import initial_state, tick
 from manyhands.coordination.records import Record
 from manyhands.coordination.state import RunState
-from manyhands.coordination.types import BlobRef, ServerStarted, Snapshot
+from manyhands.coordination.types import BlobRef, Snapshot
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.storage.database import open_database
 from manyhands.storage.events import RunLog

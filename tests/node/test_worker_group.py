@@ -20,7 +20,6 @@ from manyhands.node import worker_group
 from manyhands.node.worker_group import WorkerGroup
 from manyhands.simulation.replay import RecordGap
 
-
 THREE_ROUNDS = {"membership.min_clients": 1, "rounds.total": 3, "rounds.snapshot_every": 1}
 
 

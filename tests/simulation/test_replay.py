@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from manyhands.coordination.events import Contributed
 from manyhands.coordination.ledger import RecordedWork, recorded_rounds
 from manyhands.coordination.machine import initial_state
-from manyhands.coordination.types import BlobRef, Contributed, Snapshot
+from manyhands.coordination.types import BlobRef, Snapshot
 from manyhands.errors import PlanError, StorageError, UpdateError
 from manyhands.identity.keys import ephemeral
 from manyhands.network.blobs.manifest import manifest_of

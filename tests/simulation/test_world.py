@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from manyhands.coordination.events import Contributed, WorkFailed
 from manyhands.coordination.machine import initial_state, tick
-from manyhands.coordination.types import Contributed, WorkFailed
 from manyhands.engine.run import train
 from manyhands.errors import ManyhandsError, PlanError
 from manyhands.plan.presets import PRESETS

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from manyhands.coordination.effects import Effect, PhaseChanged
+from manyhands.coordination.events import Joined
 from manyhands.coordination.machine import NumberedEffect
 from manyhands.coordination.records import Record
-from manyhands.coordination.types import EVERYONE, Effect, Joined, PhaseChanged
+from manyhands.coordination.types import EVERYONE
 from manyhands.storage.database import Database, open_database
 from manyhands.storage.events import RunLog
 from manyhands.storage.runs import create_run

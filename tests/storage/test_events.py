@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from manyhands.coordination.effects import Effect, PhaseChanged
+from manyhands.coordination.events import Evaluated
 from manyhands.coordination.machine import NumberedEffect
 from manyhands.coordination.records import Record
 from manyhands.coordination.state import DataLedger, RunState
-from manyhands.coordination.types import AGGREGATOR, EVERYONE, Effect, Evaluated, PhaseChanged
+from manyhands.coordination.types import AGGREGATOR, EVERYONE
 from manyhands.errors import Fenced, StorageError
 from manyhands.plan.schema import Plan
 from manyhands.storage.database import Database, open_database

@@ -22,7 +22,8 @@ APPENDER = r"""
 import json, os, shutil, signal, sys
 import sqlalchemy as sa
 from manyhands.coordination.state import DataLedger, RunState
-from manyhands.coordination.types import Effect, Joined, PhaseChanged
+from manyhands.coordination.effects import Effect, PhaseChanged
+from manyhands.coordination.events import Joined
 from manyhands.plan.schema import Plan
 from manyhands.storage.database import open_database
 from manyhands.storage.events import RunLog
@@ -120,7 +121,7 @@ def test_an_owner_that_slept_through_a_takeover_cannot_append(
     """The old owner is another process, stopped where it has read everything and is about to append."""
     script = r"""
 import sys
-from manyhands.coordination.types import ClockPassed
+from manyhands.coordination.events import ClockPassed
 from manyhands.errors import Fenced
 from manyhands.storage.database import open_database
 from manyhands.storage.events import RunLog

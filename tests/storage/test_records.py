@@ -10,20 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manyhands.coordination.effects import Body, Work
+from manyhands.coordination.events import Evaluated, Event, PauseAsked
 from manyhands.coordination.records import dump_body, dump_event, dump_state
 from manyhands.coordination.state import Client, DataLedger, Entry, Round, RunState
-from manyhands.coordination.types import (
-    Assignment,
-    Body,
-    Evaluated,
-    Event,
-    Held,
-    IndexRange,
-    OuterTerms,
-    PauseAsked,
-    RoundTerms,
-    Work,
-)
+from manyhands.coordination.types import Assignment, Held, IndexRange, OuterTerms, RoundTerms
 from manyhands.errors import StorageError
 from manyhands.plan.schema import Plan
 from manyhands.storage.records import read_body, read_event, read_state

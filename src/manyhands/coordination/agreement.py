@@ -19,19 +19,13 @@ alone suffices, unless the sender is not there either: then nobody is in a hurry
 
 from __future__ import annotations
 
+from manyhands.coordination.effects import Abandon, Reveal
+from manyhands.coordination.events import Verdict
 from manyhands.coordination.presence import by_reliability, is_present, present_clients
 from manyhands.coordination.rounds import SERVER, give_back, refuse
 from manyhands.coordination.state import Entry, Round, RunState
 from manyhands.coordination.step import Step
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVERYONE,
-    Abandon,
-    AssignmentId,
-    ClientId,
-    Reveal,
-    Verdict,
-)
+from manyhands.coordination.types import AGGREGATOR, EVERYONE, AssignmentId, ClientId
 
 MOST_WITNESSES = 32
 """The server among them."""

@@ -14,6 +14,8 @@ from manyhands.coordination.deadlines import (
     milliseconds,
     verdict_extension_ms,
 )
+from manyhands.coordination.effects import Abandon, Advance, Closed, PhaseChanged
+from manyhands.coordination.events import Advanced
 from manyhands.coordination.newcomers import held_at
 from manyhands.coordination.pace import measured_step_us, step_us_of_the_late
 from manyhands.coordination.presence import is_live, is_present, live_clients, present_clients
@@ -29,20 +31,7 @@ from manyhands.coordination.schedule import outer_terms
 from manyhands.coordination.snapshots import ask_for_snapshot
 from manyhands.coordination.state import Entry, Round
 from manyhands.coordination.step import Step
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVERYONE,
-    Abandon,
-    Advance,
-    Advanced,
-    BlobRef,
-    Closed,
-    Closing,
-    Counted,
-    Held,
-    PhaseChanged,
-    Uncounted,
-)
+from manyhands.coordination.types import AGGREGATOR, EVERYONE, BlobRef, Closing, Counted, Held, Uncounted
 
 
 def move_round(step: Step, number: int) -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from manyhands.coordination.effects import Closed
+from manyhands.coordination.events import Fingerprinted
 from manyhands.coordination.newcomers import catch_up, fingerprint_at, held_at
 from manyhands.coordination.presence import by_reliability, is_live, is_present, present_clients
 from manyhands.coordination.rounds import release_work
 from manyhands.coordination.state import RunState
 from manyhands.coordination.step import Step
-from manyhands.coordination.types import ClientId, Closed, Fingerprinted, Held
+from manyhands.coordination.types import ClientId, Held
 
 
 def fingerprinted(step: Step, event: Fingerprinted) -> None:

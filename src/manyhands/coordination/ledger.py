@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from manyhands.coordination.effects import Closed, PhaseChanged
+from manyhands.coordination.events import Checkpointed, Evaluated
 from manyhands.coordination.machine import Tick, tick
 from manyhands.coordination.presence import is_live
 from manyhands.coordination.records import Record
@@ -20,15 +22,11 @@ from manyhands.coordination.types import (
     Assignment,
     AssignmentId,
     BlobRef,
-    Checkpointed,
     Claims,
     ClientId,
-    Closed,
     Closing,
     Contribution,
-    Evaluated,
     Fingerprint,
-    PhaseChanged,
     RoundTerms,
     Snapshot,
 )

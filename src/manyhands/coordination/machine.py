@@ -18,6 +18,29 @@ from manyhands.coordination.agreement import judged
 from manyhands.coordination.closing import advanced, move_round
 from manyhands.coordination.data_ranges import open_epoch
 from manyhands.coordination.deadlines import snapshot_timeout_ms
+from manyhands.coordination.effects import Effect
+from manyhands.coordination.events import (
+    Advanced,
+    Checkpointed,
+    ClockPassed,
+    Committed,
+    Contributed,
+    Evaluated,
+    Event,
+    Failed,
+    Fingerprinted,
+    Joined,
+    Left,
+    PauseAsked,
+    Ready,
+    Recovered,
+    ResumeAsked,
+    ServerStarted,
+    SnapshotStored,
+    Suspected,
+    Verdict,
+    WorkFailed,
+)
 from manyhands.coordination.fingerprints import agree_on_fingerprints, fingerprinted
 from manyhands.coordination.membership import joined, left, ready, recovered, suspected
 from manyhands.coordination.phases import failed, move_phase, pause_asked, resume_asked, server_started
@@ -33,30 +56,7 @@ from manyhands.coordination.snapshots import (
 )
 from manyhands.coordination.state import Round, RunState
 from manyhands.coordination.step import Step
-from manyhands.coordination.types import (
-    Advanced,
-    Checkpointed,
-    ClockPassed,
-    Committed,
-    Contributed,
-    Effect,
-    Evaluated,
-    Event,
-    Failed,
-    Fingerprinted,
-    Joined,
-    Left,
-    PauseAsked,
-    Ready,
-    Recovered,
-    ResumeAsked,
-    ServerStarted,
-    Snapshot,
-    SnapshotStored,
-    Suspected,
-    Verdict,
-    WorkFailed,
-)
+from manyhands.coordination.types import Snapshot
 from manyhands.plan.schema import Plan
 
 

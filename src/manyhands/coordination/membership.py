@@ -6,6 +6,8 @@ suspected, which the server says as soon as its connection closes. Until then th
 
 from __future__ import annotations
 
+from manyhands.coordination.effects import CatchUp, Dismissed
+from manyhands.coordination.events import Joined, Left, Ready, Recovered, Suspected
 from manyhands.coordination.fingerprints import compare_reports
 from manyhands.coordination.newcomers import catch_up
 from manyhands.coordination.presence import is_live, is_present, live_clients
@@ -13,19 +15,7 @@ from manyhands.coordination.rounds import SERVER, release_work, session_ended
 from manyhands.coordination.situations import situation
 from manyhands.coordination.state import Client, RunState
 from manyhands.coordination.step import Step
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVALUATOR,
-    EVERYONE,
-    CatchUp,
-    ClientId,
-    Dismissed,
-    Joined,
-    Left,
-    Ready,
-    Recovered,
-    Suspected,
-)
+from manyhands.coordination.types import AGGREGATOR, EVALUATOR, EVERYONE, ClientId
 
 
 def may_join(state: RunState, client: ClientId, boot: str) -> str | None:

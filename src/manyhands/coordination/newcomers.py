@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from manyhands.coordination.effects import CatchUp
 from manyhands.coordination.state import RunState
-from manyhands.coordination.types import CatchUp, Fingerprint, Held
+from manyhands.coordination.types import Fingerprint, Held
 
 
 def catch_up(state: RunState, has_round: int | None) -> CatchUp:

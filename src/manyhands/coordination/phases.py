@@ -7,18 +7,13 @@ between rounds. It warms up once, before the first round: everybody who has join
 from __future__ import annotations
 
 from manyhands.coordination.deadlines import milliseconds
+from manyhands.coordination.effects import Abandon, PhaseChanged
+from manyhands.coordination.events import Failed, PauseAsked, ServerStarted
 from manyhands.coordination.presence import clients_needed, in_step_clients, is_present, present_clients
 from manyhands.coordination.rounds import open_round
 from manyhands.coordination.state import Phase
 from manyhands.coordination.step import Step
-from manyhands.coordination.types import (
-    EVERYONE,
-    Abandon,
-    Failed,
-    PauseAsked,
-    PhaseChanged,
-    ServerStarted,
-)
+from manyhands.coordination.types import EVERYONE
 
 GRACE_MS = 2000
 """After enough clients have applied a closing, the others have so long to do so too; or as long as those took, up to

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
+from manyhands.coordination.effects import Body
+from manyhands.coordination.events import Event
 from manyhands.coordination.machine import NumberedEffect, tick
 from manyhands.coordination.state import RunState
-from manyhands.coordination.types import Body, Event
 
 _EXACT = ConfigDict(ser_json_inf_nan="constants")
 _EVENT: TypeAdapter[Any] = TypeAdapter(Event, config=_EXACT)

@@ -12,6 +12,8 @@ import math
 from manyhands.coordination import data_ranges
 from manyhands.coordination.data_ranges import Books
 from manyhands.coordination.deadlines import round_timeout_ms, typical_ms
+from manyhands.coordination.effects import Abandon, Dismissed, Merge, Work
+from manyhands.coordination.events import Committed, Contributed, WorkFailed
 from manyhands.coordination.pace import median_step_us, steps_for
 from manyhands.coordination.presence import in_step_clients, is_live, present_clients
 from manyhands.coordination.schedule import learning_rates, outer_terms
@@ -19,19 +21,12 @@ from manyhands.coordination.state import Client, Entry, Round, RunState
 from manyhands.coordination.step import Step
 from manyhands.coordination.types import (
     AGGREGATOR,
-    Abandon,
     Assignment,
     AssignmentId,
     ClientId,
-    Committed,
-    Contributed,
     Contribution,
-    Dismissed,
     IndexRange,
-    Merge,
     RoundTerms,
-    Work,
-    WorkFailed,
 )
 
 SERVER = "server"

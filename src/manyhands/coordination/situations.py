@@ -5,21 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from manyhands.coordination.agreement import unheard
+from manyhands.coordination.effects import Advance, Body, Evaluate, PhaseChanged, TakeSnapshot, Work
 from manyhands.coordination.newcomers import catch_up
 from manyhands.coordination.presence import is_live
 from manyhands.coordination.rounds import merge_of, session_ended
 from manyhands.coordination.state import RunState
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVALUATOR,
-    Advance,
-    Body,
-    ClientId,
-    Evaluate,
-    PhaseChanged,
-    TakeSnapshot,
-    Work,
-)
+from manyhands.coordination.types import AGGREGATOR, EVALUATOR, ClientId
 
 
 def situation(state: RunState, who: str) -> tuple[Body, ...]:

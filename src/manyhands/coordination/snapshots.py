@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 
 from manyhands.coordination.deadlines import snapshot_timeout_ms
+from manyhands.coordination.effects import Evaluate, TakeSnapshot
+from manyhands.coordination.events import Checkpointed, Evaluated, SnapshotStored
 from manyhands.coordination.fingerprints import (
     agree_anew,
     agree_on_fingerprints,
@@ -23,18 +25,7 @@ from manyhands.coordination.newcomers import held_at
 from manyhands.coordination.presence import by_reliability, is_present, present_clients
 from manyhands.coordination.state import RunState
 from manyhands.coordination.step import Step
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVALUATOR,
-    BlobId,
-    Checkpointed,
-    ClientId,
-    Evaluate,
-    Evaluated,
-    Snapshot,
-    SnapshotStored,
-    TakeSnapshot,
-)
+from manyhands.coordination.types import AGGREGATOR, EVALUATOR, BlobId, ClientId, Snapshot
 
 NOBODY = ""
 KEPT_SNAPSHOTS = 2

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manyhands.coordination.effects import Closed
 from manyhands.coordination.types import (
     Assignment,
     AssignmentId,
     ClientId,
-    Closed,
     Closing,
     Contribution,
     Held,

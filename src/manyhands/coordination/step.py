@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from manyhands.coordination.effects import Body, Effect
 from manyhands.coordination.state import Client, Entry, Round, RunState
-from manyhands.coordination.types import AssignmentId, Body, ClientId, Effect
+from manyhands.coordination.types import AssignmentId, ClientId
 
 
 class Step:

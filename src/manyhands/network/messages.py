@@ -23,11 +23,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from manyhands.config import Settings
-from manyhands.coordination.types import (
-    BlobRef,
-    Body,
-    CatchUp,
-    Closed,
+from manyhands.coordination.effects import Body, CatchUp, Closed
+from manyhands.coordination.events import (
     Committed,
     Contributed,
     Fingerprinted,
@@ -37,6 +34,7 @@ from manyhands.coordination.types import (
     Verdict,
     WorkFailed,
 )
+from manyhands.coordination.types import BlobRef
 from manyhands.errors import ProtocolError
 from manyhands.plan.schema import ClientKey, Identifier
 

@@ -12,33 +12,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from manyhands.coordination.types import (
-    AGGREGATOR,
+from manyhands.coordination.effects import (
     Advance,
-    Advanced,
     Body,
     CatchUp,
-    Checkpointed,
     Closed,
+    Evaluate,
+    Merge,
+    Reveal,
+    TakeSnapshot,
+    Work,
+)
+from manyhands.coordination.events import (
+    Advanced,
+    Checkpointed,
     Committed,
     Contributed,
-    Contribution,
-    Evaluate,
     Evaluated,
     Event,
-    Fingerprint,
     Fingerprinted,
-    Held,
-    Merge,
     Ready,
-    Reveal,
-    Snapshot,
     SnapshotStored,
-    TakeSnapshot,
     Verdict,
-    Work,
     WorkFailed,
 )
+from manyhands.coordination.types import AGGREGATOR, Contribution, Fingerprint, Held, Snapshot
 from manyhands.errors import UpdateError, WorkerError
 from manyhands.simulation.scratch import Scratch
 from manyhands.simulation.stage import Stage

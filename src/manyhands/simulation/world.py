@@ -16,26 +16,14 @@ from pathlib import Path
 
 import torch
 
+from manyhands.coordination.effects import Effect
+from manyhands.coordination.events import Advanced, ClockPassed, Contributed, Event, Joined, SnapshotStored
 from manyhands.coordination.machine import Tick, initial_state, next_deadline, tick
 from manyhands.coordination.newcomers import fingerprint_at
 from manyhands.coordination.records import Record
 from manyhands.coordination.snapshots import kept_blobs
 from manyhands.coordination.state import Round, RunState
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    EVALUATOR,
-    EVERYONE,
-    Advanced,
-    BlobRef,
-    ClockPassed,
-    Contributed,
-    Contribution,
-    Effect,
-    Event,
-    Joined,
-    Snapshot,
-    SnapshotStored,
-)
+from manyhands.coordination.types import AGGREGATOR, EVALUATOR, EVERYONE, BlobRef, Contribution, Snapshot
 from manyhands.errors import ManyhandsError, PlanError
 from manyhands.plan.compatibility import check
 from manyhands.plan.schema import Plan

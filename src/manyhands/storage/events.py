@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from manyhands.coordination.effects import Effect
 from manyhands.coordination.machine import NumberedEffect
 from manyhands.coordination.records import Record, dump_body, dump_event, dump_state
 from manyhands.coordination.state import RunState
-from manyhands.coordination.types import AGGREGATOR, EVALUATOR, EVERYONE, Effect
+from manyhands.coordination.types import AGGREGATOR, EVALUATOR, EVERYONE
 from manyhands.errors import Fenced, StorageError
 from manyhands.storage.database import Database
 from manyhands.storage.records import read_body, read_event, read_state

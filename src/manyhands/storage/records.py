@@ -8,8 +8,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from manyhands.coordination import records
+from manyhands.coordination.effects import Body
+from manyhands.coordination.events import Event
 from manyhands.coordination.state import RunState
-from manyhands.coordination.types import Body, Event
 from manyhands.errors import StorageError
 
 T = TypeVar("T")

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from manyhands.coordination.types import Assignment, Claims, Closed, Closing, Held, RoundTerms
+from manyhands.coordination.effects import Closed
+from manyhands.coordination.types import Assignment, Claims, Closing, Held, RoundTerms
 from manyhands.errors import UpdateError
 from manyhands.plan import wire
 from manyhands.plan.compatibility import check

@@ -12,17 +12,9 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from manyhands.coordination.types import (
-    Claims,
-    Committed,
-    Contributed,
-    Contribution,
-    Snapshot,
-    SnapshotStored,
-    Verdict,
-    Work,
-    WorkFailed,
-)
+from manyhands.coordination.effects import Work
+from manyhands.coordination.events import Committed, Contributed, SnapshotStored, Verdict, WorkFailed
+from manyhands.coordination.types import Claims, Contribution, Snapshot
 from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable
 from manyhands.identity.contributions import commit, new_nonce, sign_contribution
 from manyhands.network.blobs.manifest import Manifest, manifest_of

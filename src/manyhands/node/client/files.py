@@ -12,7 +12,8 @@ import os
 import shutil
 from pathlib import Path
 
-from manyhands.coordination.types import BlobRef, Closed
+from manyhands.coordination.effects import Closed
+from manyhands.coordination.types import BlobRef
 from manyhands.errors import BlobError, ManyhandsError, Refused, ServerUnreachable
 from manyhands.network.blobs.manifest import Manifest
 from manyhands.network.blobs.transfer import download, upload

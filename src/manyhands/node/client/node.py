@@ -15,19 +15,17 @@ import time
 from typing import Any, cast
 
 from manyhands.config import home
-from manyhands.coordination.types import (
+from manyhands.coordination.effects import (
     Abandon,
     CatchUp,
     Closed,
     Dismissed,
-    Fingerprinted,
-    Left,
     PhaseChanged,
-    Ready,
     Reveal,
     TakeSnapshot,
     Work,
 )
+from manyhands.coordination.events import Fingerprinted, Left, Ready
 from manyhands.errors import (
     BlobError,
     Interrupted,

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Claims, Closed, Closing, Held, Snapshot, Work
+from manyhands.coordination.effects import Closed, Work
+from manyhands.coordination.types import Claims, Closing, Held, Snapshot
 from manyhands.errors import PlanError, WorkerError
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.options import ClientOptions

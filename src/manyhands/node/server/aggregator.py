@@ -19,23 +19,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from manyhands.coordination.effects import Advance, Body, Merge, TakeSnapshot
+from manyhands.coordination.events import Advanced, Failed, PauseAsked, SnapshotStored, Verdict
 from manyhands.coordination.newcomers import fingerprint_at
 from manyhands.coordination.situations import situation
-from manyhands.coordination.types import (
-    AGGREGATOR,
-    Advance,
-    Advanced,
-    Body,
-    Closing,
-    Failed,
-    Fingerprint,
-    Merge,
-    PauseAsked,
-    Snapshot,
-    SnapshotStored,
-    TakeSnapshot,
-    Verdict,
-)
+from manyhands.coordination.types import AGGREGATOR, Closing, Fingerprint, Snapshot
 from manyhands.errors import BlobError, ManyhandsError, StorageError, UpdateError
 from manyhands.node.server.served_run import ServedRun
 from manyhands.node.worker_process import WorkerProcess

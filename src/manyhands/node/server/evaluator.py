@@ -11,8 +11,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from manyhands.coordination.effects import Body, Evaluate
+from manyhands.coordination.events import Checkpointed, Evaluated, Failed
 from manyhands.coordination.situations import situation
-from manyhands.coordination.types import EVALUATOR, Body, Checkpointed, Evaluate, Evaluated, Failed
+from manyhands.coordination.types import EVALUATOR
 from manyhands.errors import ManyhandsError, WorkerError
 from manyhands.node.server.served_run import ServedRun
 from manyhands.node.worker_process import WorkerProcess

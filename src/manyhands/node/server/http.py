@@ -14,7 +14,8 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from manyhands.coordination.types import BlobId, Left, PauseAsked, ResumeAsked
+from manyhands.coordination.events import Left, PauseAsked, ResumeAsked
+from manyhands.coordination.types import BlobId
 from manyhands.errors import ManyhandsError
 from manyhands.identity.canonical import verify_document
 from manyhands.network.blobs.routes import Action

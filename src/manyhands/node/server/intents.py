@@ -14,15 +14,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from manyhands.coordination.newcomers import fingerprint_at
-from manyhands.coordination.presence import is_live
-from manyhands.coordination.state import Entry, RunState
-from manyhands.coordination.types import (
-    BlobRef,
-    ClientId,
+from manyhands.coordination.events import (
     Committed,
     Contributed,
-    Contribution,
     Fingerprinted,
     Left,
     Ready,
@@ -30,6 +24,10 @@ from manyhands.coordination.types import (
     Verdict,
     WorkFailed,
 )
+from manyhands.coordination.newcomers import fingerprint_at
+from manyhands.coordination.presence import is_live
+from manyhands.coordination.state import Entry, RunState
+from manyhands.coordination.types import BlobRef, ClientId, Contribution
 from manyhands.errors import BlobError, Refused, UpdateError
 from manyhands.identity.contributions import check_contribution, commit
 from manyhands.network.messages import MAX_REASON, IntentBody, Opening, SnapshotOffer, plain_text

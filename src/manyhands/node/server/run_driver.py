@@ -17,22 +17,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from manyhands.coordination.effects import Body
+from manyhands.coordination.events import ClockPassed, Event, Left, Recovered, ServerStarted, Suspected
 from manyhands.coordination.machine import NumberedEffect, initial_state, next_deadline, tick
 from manyhands.coordination.presence import is_live
 from manyhands.coordination.records import Record, replay
 from manyhands.coordination.state import Client, RunState
-from manyhands.coordination.types import (
-    EVERYONE,
-    Body,
-    ClientId,
-    ClockPassed,
-    Event,
-    Left,
-    Recovered,
-    ServerStarted,
-    Snapshot,
-    Suspected,
-)
+from manyhands.coordination.types import EVERYONE, ClientId, Snapshot
 from manyhands.errors import ManyhandsError, StorageError
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.storage.events import RunLog

@@ -15,10 +15,11 @@ import time
 
 from fastapi import WebSocket, WebSocketDisconnect
 
+from manyhands.coordination.effects import CatchUp, Closed, Dismissed
+from manyhands.coordination.events import Joined
 from manyhands.coordination.membership import may_join
 from manyhands.coordination.newcomers import catch_up
 from manyhands.coordination.situations import situation
-from manyhands.coordination.types import CatchUp, Closed, Dismissed, Joined
 from manyhands.errors import ManyhandsError, ProtocolError, Refused, StorageError, UpdateError
 from manyhands.identity.canonical import sign_document
 from manyhands.identity.keys import Identity

@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from manyhands.coordination.types import Claims, Work
+from manyhands.coordination.effects import Work
+from manyhands.coordination.types import Claims
 from manyhands.engine.device import share_threads
 from manyhands.engine.settings import Parallel
 from manyhands.engine.trainer import EngineTrainer, Progress

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Claims, Work
+from manyhands.coordination.effects import Work
+from manyhands.coordination.types import Claims
 from manyhands.node.workers.channel import open_channel
 from manyhands.node.workers.participant_worker import ParticipantWorker
 from manyhands.plan.descriptor import RunDescriptor

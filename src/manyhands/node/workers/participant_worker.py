@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from manyhands.coordination.types import Closed, Closing, Held
+from manyhands.coordination.effects import Closed
+from manyhands.coordination.types import Closing, Held
 from manyhands.errors import UpdateError
 from manyhands.node.workers.channel import Channel
 from manyhands.plan.descriptor import RunDescriptor
