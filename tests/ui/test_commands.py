@@ -136,8 +136,8 @@ def test_join_is_client_train(manyhands: Run) -> None:
     assert manyhands("join", "--help").stdout == text
 
 
-def test_one_device_each_is_accepted(manyhands: Run) -> None:
-    done = manyhands(*REQUIRED, "--tensor-parallelism", "1", "--data-parallelism", "1")
+def test_a_client_may_have_several_devices(manyhands: Run) -> None:
+    done = manyhands(*REQUIRED, "--tensor-parallelism", "2", "--data-parallelism", "2")
     assert done.returncode == 6  # and then there is no server
 
 

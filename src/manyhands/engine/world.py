@@ -69,7 +69,13 @@ def device_of(place: Place, name: str = "auto") -> torch.device:
         )
     if not torch.cuda.is_available():
         return choose_device(name)
-    return torch.device("cuda", place.local_rank % torch.cuda.device_count())
+    visible = torch.cuda.device_count()
+    if place.local_size > visible:
+        raise WorkerError(
+            f"{place.local_size} processes need a CUDA device each, and {visible} are visible: start fewer, or choose "
+            "cpu"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
