@@ -72,7 +72,7 @@ def device_of(place: Place, name: str = "auto") -> torch.device:
     visible = torch.cuda.device_count()
     if place.local_size > visible:
         raise WorkerError(
-            f"{place.local_size} processes need a CUDA device each, and {visible} are visible: start fewer, or choose "
+            f"{place.local_size} processes need a CUDA device each, and {visible} are visible: start fewer or choose "
             "cpu"
         )
     return torch.device("cuda", place.local_rank)
