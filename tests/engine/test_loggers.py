@@ -176,7 +176,7 @@ def test_a_logger_that_fails_is_said_once_and_without_its_key(monkeypatch: pytes
     aside._thread.join(10)
     aside({"kind": "step", "step": 6})
     aside.close()
-    assert told == ["wandb has failed, the training goes on without it (OSError: bad key ***)"]
+    assert told == ["wandb has failed and gets nothing more (OSError: bad key ***)"]
 
 
 def test_nobody_waits_for_a_logger_that_hangs() -> None:
@@ -187,7 +187,7 @@ def test_nobody_waits_for_a_logger_that_hangs() -> None:
         aside({"kind": "step", "step": number})
     aside.close(within_s=0.2)
     assert told == [
-        "wandb has failed, the training goes on without it (it has not written everything 0.2 s after the end)"
+        "wandb has failed and gets nothing more (it has not written everything 0.2 s after the end)"
     ]
     broken.wait.set()
 
@@ -198,7 +198,7 @@ def test_a_logger_that_is_far_behind_is_given_up() -> None:
     aside = Aside("tensorboard", lambda: broken, told.append)
     for number in itertools.takewhile(lambda _: not told, itertools.count()):
         aside({"kind": "step", "step": number})
-    assert told == ["tensorboard has failed, the training goes on without it (it is 10000 events behind)"]
+    assert told == ["tensorboard has failed and gets nothing more (it is 10000 events behind)"]
     broken.wait.set()
 
 
@@ -211,4 +211,4 @@ def test_a_training_goes_on_without_a_logger_that_cannot_write(world: Any, tmp_p
     result = train(world.plan, tmp_path / "run", settings=settings, on_event=events.append)
     assert result.steps == 12
     (warning,) = [e for e in events if e["kind"] == "warning"]
-    assert warning["text"].startswith("tensorboard has failed, the training goes on without it (")
+    assert warning["text"].startswith("tensorboard has failed and gets nothing more (")

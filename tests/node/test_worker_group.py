@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from manyhands import load_plan, simulate
-from manyhands.errors import WorkerError
+from manyhands.errors import PlanError, WorkerError
 from manyhands.node import worker_group
 from manyhands.node.worker_group import WorkerGroup
 from manyhands.simulation.replay import RecordGap
@@ -132,6 +132,16 @@ LLAMA = {
         "num_key_value_heads": 2,
     },
 }
+
+
+def test_a_task_without_a_model_has_nothing_to_share(house: Any, dummy_plan: dict[str, Any]) -> None:
+    house.plan(dummy_plan, {"membership.min_clients": 1})
+    house.server()
+    client = house.client("ann", "--data-parallelism", "2")
+    assert client.ended() == PlanError.exit_code, client.text()
+    assert "'dummy', which has no model that 2 processes could share" in client.text()
+
+
 SHAPES = [
     pytest.param({}, ("--data-parallelism", "2"), (2, 1), id="ddp"),
     pytest.param(GRADIENT, ("--data-parallelism", "2", "--micro-batch-size", "1"), (2, 1), id="gradient"),

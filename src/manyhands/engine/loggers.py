@@ -34,6 +34,8 @@ _FIGURES: Final = (
 _WAITING_EVENTS: Final = 10_000
 """More than that behind, a logger is given up: it would take the memory of the training."""
 _CLOSING_S: Final = 30.0
+_STARTING_S: Final = 60.0
+"""So long wandb may take to reach its server; a process that ends earlier waits for that."""
 _FLUSH_S: Final = 10
 """Between two writes of tensorboard to its file."""
 _PNG_SIZE: Final = slice(16, 24)
@@ -113,7 +115,7 @@ class Aside:
     def _end(self, why: str) -> None:
         if not self._ended:
             self._ended = True
-            self._tell(f"{self._name} has failed, the training goes on without it ({_without_secrets(why)})")
+            self._tell(f"{self._name} has failed and gets nothing more ({_without_secrets(why)})")
 
 
 def _without_secrets(text: str) -> str:
@@ -225,7 +227,7 @@ class _Wandb:
 
 def _silent(wandb: Any) -> Any:
     """It writes nothing to the terminal and takes nothing from it: that is the live view's."""
-    return wandb.Settings(silent=True, console="off")
+    return wandb.Settings(silent=True, console="off", init_timeout=_STARTING_S)
 
 
 def _run_id(file: Path) -> str:
