@@ -134,6 +134,17 @@ LLAMA = {
 }
 
 
+@pytest.mark.slow
+def test_in_a_mesh_beside_a_client_with_one_device(house: Any, tiny_gpt: dict[str, Any]) -> None:
+    house.plan(tiny_gpt, {**THREE_ROUNDS, "topology": "mesh", "membership.min_clients": 2})
+    house.server()
+    both = [house.client("ann", "--data-parallelism", "2"), house.client("ben")]
+    for client in both:
+        assert client.ended() == 0, client.text()
+    house.until_phase("finished")
+    assert [house.counted(client) for client in both] == [[0, 1, 2]] * 2
+
+
 def test_a_task_without_a_model_has_nothing_to_share(house: Any, dummy_plan: dict[str, Any]) -> None:
     house.plan(dummy_plan, {"membership.min_clients": 1})
     house.server()
