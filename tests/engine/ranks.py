@@ -24,6 +24,7 @@ PARALLEL = {
     "ddp_accumulated": Parallel(micro_batch_size=1),
     "fsdp": Parallel(strategy="fsdp", activation_checkpointing=True),
     "tensor": Parallel(tensor_parallelism=2),
+    "fsdp_accumulated": Parallel(strategy="fsdp", micro_batch_size=1),
     "wrong_data": Parallel(),
     "grids_single": Parallel(),
     "grids_ddp": Parallel(),

@@ -103,6 +103,27 @@ def test_what_is_not_trained_is_not_in_the_state(world: Any, tmp_path: Path, sam
     assert same(contents(training), expected)
 
 
+def test_a_parameter_that_never_had_a_gradient_comes_back_too(world: Any, tmp_path: Path, same: Any) -> None:
+    model = world.task().build_model()
+    model.spare = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(world.plan.local.optimizer, model)
+    take_step(
+        world.task(), model, [world.task().batch(np.arange(4))], optimizer=optimizer, learning_rate=1e-2
+    )
+    training = Training(model=model, optimizer=optimizer)
+    expected = contents(training)
+    saver = Saver(tmp_path, _Silent(), plan_hash=HASH)
+    path = saver.save(training, Cursor(step=1, sample=4))
+    saver.close()
+    load_checkpoint(path, training, plan_hash=HASH)
+    assert same(contents(training), expected)
+
+
+class _Silent:
+    def save_pretrained(self, weights: Any, directory: Path) -> None:
+        """Nothing that a person keeps."""
+
+
 def test_what_a_person_keeps_is_in_the_same_directory(world: Any, tmp_path: Path) -> None:
     path = save(world, tmp_path, 12)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in path.iterdir()}

@@ -18,7 +18,16 @@ from manyhands.plan.resolve import dump_plan, resolve
 
 RANKS = Path(__file__).with_name("ranks.py")
 ALONE = ("single", "accumulated", "grids_single")
-TOGETHER = ("ddp", "ddp_accumulated", "fsdp", "tensor", "wrong_data", "grids_ddp", "grids_tensor")
+TOGETHER = (
+    "ddp",
+    "ddp_accumulated",
+    "fsdp",
+    "fsdp_accumulated",
+    "tensor",
+    "wrong_data",
+    "grids_ddp",
+    "grids_tensor",
+)
 STEPS = 20
 
 
@@ -97,7 +106,14 @@ def test_it_learns(golden: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "tolerance"),
-    [("accumulated", 1e-5), ("ddp", 1e-5), ("ddp_accumulated", 1e-5), ("fsdp", 1e-5), ("tensor", 1e-4)],
+    [
+        ("accumulated", 1e-5),
+        ("ddp", 1e-5),
+        ("ddp_accumulated", 1e-5),
+        ("fsdp", 1e-5),
+        ("fsdp_accumulated", 1e-5),
+        ("tensor", 1e-4),
+    ],
 )
 def test_the_losses_are_those_of_one_process(golden: dict[str, Any], mode: str, tolerance: float) -> None:
     assert difference(golden[mode], golden["single"]) <= tolerance

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from manyhands.engine import run as run_module
 from manyhands.engine.checkpoint import RECORD, STATE
 from manyhands.engine.run import train
-from manyhands.errors import Interrupted, ManyhandsError, PlanError, Refused, WorkerError
+from manyhands.errors import Interrupted, PlanError, Refused, WorkerError
 from manyhands.plan.resolve import plan_hash
 
 
@@ -95,7 +95,7 @@ def test_a_finished_training_resumes_to_the_same_end(world: Any, tmp_path: Path)
 
 def test_an_earlier_training_is_not_overwritten(world: Any, tmp_path: Path) -> None:
     train(world.plan, tmp_path)
-    with pytest.raises(ManyhandsError, match="resume from it, or choose another directory"):
+    with pytest.raises(Refused, match=r"go on from it with --resume .*, or choose another directory"):
         train(world.plan, tmp_path)
     other = world.plan.model_copy(update={"seed": 8})
     with pytest.raises(Refused, match=plan_hash(other)[:16]):

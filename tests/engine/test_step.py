@@ -196,6 +196,11 @@ def test_a_step_that_is_not_finite_can_be_left_out(value: float) -> None:
     assert bad.skipped
     assert model.weight.tolist() == [1.0]
     assert not optimizer.state
+    model.weight.register_hook(lambda gradient: gradient * value if bad is None else gradient)
+    bad = None
+    spoilt = take_step(Counted(), model, [{"x": torch.tensor([1.0])}], **more)
+    assert spoilt.skipped, "a finite loss with a gradient that is not, also without clipping"
+    bad = spoilt
     good = take_step(Counted(), model, [{"x": torch.tensor([1.0])}], **more)
     assert not good.skipped
     assert model.weight.tolist() < [1.0]

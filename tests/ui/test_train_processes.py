@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,17 @@ SMALL = (
 )  # fmt: skip
 
 
+MANYHANDS = (str(Path(sys.executable).with_name("manyhands")),)
+TORCHRUN = (str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "-m", "manyhands")
+
+
 class Training:
     """`manyhands train` in the background, with its events."""
 
-    def __init__(self, directory: Path, *words: str) -> None:
+    def __init__(self, directory: Path, *words: str, command: Sequence[str] = MANYHANDS) -> None:
         self.directory = directory / "run"
         self.process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("manyhands")), "train", *SMALL, *words,
-             "--directory", str(self.directory), "--logs", "console"],
+            [*command, "train", *SMALL, *words, "--directory", str(self.directory)],
             cwd=directory, env={**os.environ, "MANYHANDS_HOME": str(directory / "home")},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
@@ -62,8 +65,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Training]]:
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
     started: list[Training] = []
 
-    def begin(*words: str) -> Training:
-        started.append(Training(tmp_path, *words))
+    def begin(*words: str, **more: Any) -> Training:
+        started.append(Training(tmp_path, *words, **more))
         return started[-1]
 
     yield begin
@@ -136,3 +139,70 @@ def test_ranks_do_not_outlive_the_command(start: Callable[..., Training]) -> Non
     training.process.kill()
     gone, left = psutil.wait_procs(ranks, timeout=45)
     assert len(gone) == 2, left
+
+
+def test_torchrun_just_works(start: Callable[..., Training]) -> None:
+    training = start("rounds.total=2", command=TORCHRUN)
+    text = training.text()
+    assert training.process.returncode == 0, text
+    (begun,) = [e for e in training.events() if e["kind"] == "started"]
+    assert begun["processes"] == 2
+    assert text.count("finished at step 20") == 1, "one rank tells"
+
+
+def test_processes_started_by_hand_meet_and_differing_ones_are_told(start: Callable[..., Training]) -> None:
+    ranks = [start(f"rank={rank}", "world_size=2", "rounds.total=2") for rank in (1, 0)]
+    for rank in ranks:
+        text = rank.text()
+        assert rank.process.returncode == 0, text
+    ranks = [
+        start("rank=1", "world_size=2", "resume=latest", "rounds.total=2", "logging.every_steps=3"),
+        start("rank=0", "world_size=2", "resume=latest", "rounds.total=2"),
+    ]
+    for rank in ranks:
+        text = rank.text()
+        assert rank.process.returncode == 3, text
+        assert "the processes of this training differ in their engine's settings" in text
+
+
+def test_what_is_there_is_neither_overwritten_nor_taken_for_another(
+    start: Callable[..., Training], tmp_path: Path
+) -> None:
+    whole = start("rounds.total=2")
+    text = whole.text()
+    assert whole.process.returncode == 0, text
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "materials").iterdir()}
+    for words in (
+        ["rounds.total=4"],
+        ["rounds.total=4", "processes=2"],
+        ["rounds.total=4", "--resume", str(tmp_path / "run"), "task.block_size=8"],
+    ):
+        again = start(*words)
+        text = again.text()
+        assert again.process.returncode == 7, text
+        assert "starting again" not in text
+    assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "materials").iterdir()}
+
+    command = [
+        *MANYHANDS,
+        "train",
+        "--resume",
+        str(tmp_path / "run"),
+        "--keep-checkpoints",
+        "1",
+        "--logs",
+        "none",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    kinds = [e["kind"] for e in whole.events()]
+    assert kinds[kinds.index("resumed") :] == ["resumed", "started", "evaluation", "saved", "finished"]
+
+
+def test_a_directory_trains_once_at_a_time(start: Callable[..., Training]) -> None:
+    first = start("rounds.total=1000")
+    first.wait_for("saved", step=20)
+    second = start("rounds.total=1000", "resume=latest")
+    text = second.text()
+    assert second.process.returncode == 7, text
+    assert f"is in use by process {first.process.pid}" in text

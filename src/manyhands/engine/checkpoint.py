@@ -57,6 +57,7 @@ class Cursor:
 
     step: int
     sample: int
+    first_loss: float | None = None  # on the main evaluation set, before the first step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ class Saver:
     def save(self, training: Training, cursor: Cursor) -> Path:
         """Take the checkpoint of `cursor.step` and write it, then remove all but the newest `keep`.
 
-        A checkpoint of that step which is already there is kept as it is: training is repeatable, so it is the same.
+        A checkpoint of that step which is already there is kept as it is: with as many processes it is the same.
         Returns where it will be. Raises StorageError if the disk does not take it, or did not take the one before;
         what was there before is then untouched.
         """
@@ -133,6 +134,7 @@ class Saver:
             "plan_hash": self._plan_hash,
             "step": cursor.step,
             "sample": cursor.sample,
+            "first_loss": cursor.first_loss,
             "ranks": world.size,
         }
         tensors = training.tensors()
@@ -164,8 +166,11 @@ class Saver:
         """As `_staged`, where each process writes its part, to a directory that all of them see."""
         aside = self._directory / f".{name}.partial-{world.told(os.getpid())}"
         if world.leads:
-            _make_room(self._directory)
-            (aside / STATE).mkdir(parents=True, exist_ok=True)
+            try:
+                _make_room(self._directory)
+                (aside / STATE).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _not_written(self._directory / name, error) from error
         world.barrier()
         writer = HuggingFaceStorageWriter(str(aside / STATE), save_distributed=True)
         saved = async_save(tensors, storage_writer=writer, process_group=world.background)
@@ -187,8 +192,14 @@ class Saver:
 
     def _finish(self, name: str, fill: Callable[[Path], None], partial: Path | None = None) -> None:
         _write_aside(self._directory, name, fill, partial)
-        for old in checkpoints(self._directory)[: -max(1, self._keep)]:
-            _remove(old)
+        others = [
+            path for path in checkpoints(self._directory) if path.name != name
+        ]  # never the one just written
+        try:
+            for old in others[: len(others) - (self._keep - 1)]:
+                _remove(old)
+        except OSError as error:
+            raise StorageError(f"old checkpoint {old}: {error}; remove it by hand") from error
 
 
 def _whole_weights(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor]:
@@ -249,18 +260,19 @@ def load_checkpoint(path: Path, training: Training, *, plan_hash: str) -> Cursor
     broken, Refused for one of another plan; the model may then be partly overwritten, the files never are.
     """
     path = find_checkpoint(path)
-    record = _record(path)
-    if record["plan_hash"] != plan_hash:
-        raise Refused(
-            f"checkpoint {path} belongs to plan {record['plan_hash'][:16]}..., this plan is {plan_hash[:16]}...: "
-            "resume with the plan it was made with, or start afresh in another directory"
-        )
+    record = check_plan_of(path, plan_hash)
     reader = HuggingFaceStorageReader(str(path / STATE))
     try:
         saved = set(reader.read_metadata().state_dict_metadata)
         create_state(training.optimizer)
-        if not any(name.startswith("optimizer/") for name in saved):
-            training.optimizer.state.clear()
+        for (
+            name,
+            parameter,
+        ) in training.model.named_parameters():  # one that never had a gradient has no state
+            if not any(
+                f"optimizer/{key}/{name}" in saved for key in training.optimizer.state.get(parameter, {})
+            ):
+                training.optimizer.state.pop(parameter, None)
         wanted = training.tensors()
         if wanted.keys() != saved:
             odd = min(wanted.keys() ^ saved)
@@ -274,7 +286,18 @@ def load_checkpoint(path: Path, training: Training, *, plan_hash: str) -> Cursor
             load(wanted, storage_reader=reader, no_dist=training.world.size == 1)
     except (OSError, SafetensorError, ValueError, KeyError, CheckpointException) as error:
         raise StorageError(f"checkpoint {path / STATE}: {error}; resume from another checkpoint") from error
-    return Cursor(step=record["step"], sample=record["sample"])
+    return Cursor(step=record["step"], sample=record["sample"], first_loss=record.get("first_loss"))
+
+
+def check_plan_of(path: Path, plan_hash: str) -> dict[str, Any]:
+    """The record of a checkpoint. Raises Refused if it is of another plan, StorageError if it is broken."""
+    record = _record(path)
+    if record["plan_hash"] != plan_hash:
+        raise Refused(
+            f"checkpoint {path} belongs to plan {record['plan_hash'][:16]}..., this plan is {plan_hash[:16]}...: "
+            "resume with the plan it was made with, or start afresh in another directory"
+        )
+    return record
 
 
 def checkpoints(directory: Path) -> list[Path]:

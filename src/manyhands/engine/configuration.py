@@ -9,6 +9,7 @@ resume read. No torch here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from manyhands.config import did_you_mean
 from manyhands.engine.settings import EngineSettings, Start
 from manyhands.errors import PlanError
 from manyhands.identity.canonical import digest
-from manyhands.plan.compose import apply_overrides, compose_data, load_plan
+from manyhands.plan.compose import apply_overrides, compose_data
 from manyhands.plan.resolve import dump_plan, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 
@@ -47,11 +48,12 @@ class Configuration:
         return dump_plan(self.plan) + _yaml(self.settings)
 
     def keep(self, directory: Path) -> None:
-        """Write both files into the training's directory, once."""
+        """Write both files into the training's directory, in the place of those of an earlier start."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in ((PLAN_FILE, dump_plan(self.plan)), (ENGINE_FILE, _yaml(self.settings))):
-            if not (directory / name).exists():
-                (directory / name).write_text(text, encoding="utf-8")
+            aside = directory / f".{name}.{os.getpid()}"
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(directory / name)
 
 
 def configure(
@@ -64,10 +66,22 @@ def configure(
     """The configuration of a named config, or of a plan file, with overrides on top. Raises PlanError."""
     if plan_file is None:
         data = compose_data(overrides, config_name, config_dir)
-        where = f"config '{config_name}'" + (" with overrides" if overrides else "")
-    else:
-        data = apply_overrides(read_plan_file(plan_file), overrides, config_dir)
-        where = str(plan_file)
+        return _told_apart(data, f"config '{config_name}'" + (" with overrides" if overrides else ""))
+    data = apply_overrides(read_plan_file(plan_file), overrides, config_dir)
+    return _told_apart(data, str(plan_file))
+
+
+def kept_configuration(directory: Path, overrides: Sequence[str] = ()) -> Configuration:
+    """That of a training, from its directory, with overrides on top. Raises PlanError."""
+    data = read_plan_file(directory / PLAN_FILE)
+    if (directory / ENGINE_FILE).is_file():
+        data |= read_plan_file(directory / ENGINE_FILE)
+    if overrides:
+        data = apply_overrides(data, overrides)
+    return _told_apart(data, str(directory))
+
+
+def _told_apart(data: dict[str, Any], where: str) -> Configuration:
     engine, start = _taken(data, EngineSettings), _taken(data, Start)
     known = {*Plan.model_fields, *EngineSettings.model_fields, *Start.model_fields}
     for key in data:
@@ -78,14 +92,6 @@ def configure(
         settings=EngineSettings.parse(engine, where=where),
         start=Start.parse(start, where=where),
     )
-
-
-def kept_configuration(directory: Path, start: Start | None = None) -> Configuration:
-    """That of a training, from its directory. Raises PlanError."""
-    settings = EngineSettings()
-    if (directory / ENGINE_FILE).is_file():
-        settings = EngineSettings.parse(read_plan_file(directory / ENGINE_FILE), where=ENGINE_FILE)
-    return Configuration(plan=load_plan(directory / PLAN_FILE), settings=settings, start=start or Start())
 
 
 def _taken(data: dict[str, Any], kind: type[EngineSettings | Start]) -> dict[str, Any]:

@@ -35,14 +35,15 @@ def evaluate(
     batch_size: int,
     *,
     split: str = VALIDATION,
+    micro_batch_size: int | None = None,
     world: World = ALONE,
     precision: Precision = "fp32",
 ) -> EvaluationResult:
-    """Mean loss over up to `batches` batches of a split's samples, each weighted by its count.
+    """Mean loss over up to `batches` times `batch_size` of a split's samples, each weighted by its count.
 
-    The samples lie evenly over the whole split and are always the same ones, so results compare. Data ranks take the
-    batches in turn; the result is alike on all. The model is in training mode afterwards, also after an error. Raises
-    DataError if there are no samples.
+    The samples lie evenly over the whole split and are always the same ones, so results compare. They are taken
+    `micro_batch_size` at a time (None: batch_size), by the data ranks in turn; the result is alike on all. The model
+    is in training mode afterwards, also after an error. Raises DataError if there are no samples.
     """
     total = task.samples(split)
     wanted = min(total, batches * batch_size)
@@ -51,7 +52,8 @@ def evaluate(
             f"the task has no {split} samples; give more data, or raise the share that is kept for {split}"
         )
     indices = np.arange(wanted, dtype=np.int64) * total // wanted
-    starts = range(0, wanted, batch_size)
+    size = micro_batch_size or batch_size
+    starts = range(0, wanted, size)
     metrics, extra = task.metrics(split), task.metrics(split)
     seen: dict[int, tuple[float, int]] = {}  # number of the batch -> loss and count
     model.eval()
@@ -61,7 +63,7 @@ def evaluate(
                 number = turn + world.data_rank
                 there = number < len(starts)  # where not, a sharded model needs this rank's part all the same
                 start = starts[number if there else -1]
-                batch = task.batch(indices[start : start + batch_size], split)
+                batch = task.batch(indices[start : start + size], split)
                 on_device = {name: tensor.to(world.device) for name, tensor in batch.items()}
                 loss = (metrics if there else extra).add(model, on_device)
                 if there:

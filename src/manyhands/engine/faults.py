@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from manyhands.engine.checkpoint import checkpoints
+from manyhands.engine.checkpoint import check_plan_of, checkpoints, find_checkpoint
 from manyhands.engine.settings import EngineSettings
-from manyhands.engine.world import Place, World
-from manyhands.errors import ManyhandsError, PlanError, RankLost, WorkerError
+from manyhands.engine.world import Place, is_lost
+from manyhands.errors import PlanError, RankLost, Refused, WorkerError
+from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
 
 
@@ -38,13 +39,22 @@ def check_trainable(
             f"local.batch_size={plan.local.batch_size} cannot be divided among {data_size} processes: choose "
             f"{plan.local.batch_size // data_size * data_size or data_size} or another multiple of {data_size}"
         )
-    if resume is None and place.leads and checkpoints(directory / "checkpoints"):
-        raise ManyhandsError(
-            f"{directory} holds checkpoints of an earlier training: resume from it, or choose another directory"
+    if place.leads:
+        _check_directory(plan, directory, resume)
+
+
+def _check_directory(plan: Plan, directory: Path, resume: Path | None) -> None:
+    """Before anything in it is changed: what is there must be of this plan."""
+    if resume is not None:
+        check_plan_of(find_checkpoint(resume), plan_hash(plan))
+    elif checkpoints(directory / "checkpoints"):
+        raise Refused(
+            f"{directory} holds checkpoints of an earlier training: go on from it with --resume {directory}, or "
+            "choose another directory"
         )
 
 
-def in_words(error: RuntimeError, world: World) -> WorkerError | None:
+def in_words(error: RuntimeError, place: Place) -> WorkerError | None:
     """What to do, if torch ran out of memory or this process lost the others; None for anything else."""
     text = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
@@ -52,8 +62,8 @@ def in_words(error: RuntimeError, world: World) -> WorkerError | None:
             f"out of memory ({text}): lower parallel.micro_batch_size, set parallel.activation_checkpointing=true or "
             "exec.precision=bf16, or divide the model among devices with parallel.strategy=fsdp"
         )
-    if world.is_lost_in(error):
+    if place.world_size > 1 and is_lost(error):
         return RankLost(
-            f"rank {world.rank} lost the others ({text}): see what the one that ended first has said"
+            f"rank {place.rank} lost the others ({text}): see what the one that ended first has said"
         )
     return None

@@ -14,13 +14,14 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 
+import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from manyhands.errors import Interrupted, RankLost
+from manyhands.errors import Interrupted, RankLost, WorkerError
 
-_OURS = range(1, 128)  # exit codes that say the process ended by itself; errors.py has them
+_CRASH = 1  # the exit code of what nobody expected; higher ones are of our own errors (errors.py)
 
 
 def launch(
@@ -48,7 +49,7 @@ def launch(
             raise Interrupted(f"{signal.Signals(error.sigval).name}: the processes were ended") from None
         except ChildFailedError as error:
             rank, failure = _first(error.failures)
-            if failure.exitcode in _OURS and failure.exitcode != 1:
+            if failure.exitcode > _CRASH:
                 return failure.exitcode
             told = f"rank {rank} {_ending(failure)}"
             if attempt == restarts:
@@ -62,11 +63,22 @@ def launch(
 
 
 def choose_devices(indexes: Sequence[int]) -> None:
-    """Let the processes see these devices only: indexes within what CUDA_VISIBLE_DEVICES shows."""
+    """Let the processes see these devices only: indexes within what CUDA_VISIBLE_DEVICES shows.
+
+    Raises WorkerError for an index that is not there, or twice.
+    """
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = shown.split(",") if shown else None
-    chosen = [visible[i] if visible is not None else str(i) for i in indexes]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+    visible = [str(i) for i in range(torch.cuda.device_count())]
+    if shown:
+        visible = shown.split(",")
+    for index in indexes:
+        if not 0 <= index < len(visible) or list(indexes).count(index) > 1:
+            there = f"0 to {len(visible) - 1}" if visible else "none"
+            raise WorkerError(
+                f"--devices {','.join(map(str, indexes))}: there is no device {index} for a process of its own "
+                f"(indexes of what CUDA_VISIBLE_DEVICES shows: {there}); on a CPU give processes=N"
+            )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] for i in indexes)
 
 
 def _run(command: list[str], processes: int) -> None:

@@ -74,7 +74,8 @@ def parallelize(model: torch.nn.Module, world: World, settings: EngineSettings) 
         mode = None if settings.exec.compile == "default" else settings.exec.compile
         model.compile(mode=mode)
     forward: torch.nn.Module = model
-    if world.mesh is not None and settings.parallel.strategy == "fsdp":
+    product = world.tensor_size > 1 and world.data_size > 1  # DDP knows no tensors that are divided already
+    if world.mesh is not None and (settings.parallel.strategy == "fsdp" or product):
         _shard(model, blocks, world, settings)
     elif world.data_size > 1:
         assert world.mesh is not None

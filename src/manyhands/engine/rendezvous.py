@@ -20,6 +20,7 @@ from pathlib import Path
 from torch.distributed import DistError, DistNetworkError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import Store
 
+from manyhands.engine.world import COLLECTIVE_TIMEOUT
 from manyhands.errors import Refused, WorkerError
 
 FILE = "rendezvous.json"
@@ -57,8 +58,14 @@ def meet(
         store = _open(directory, address or _own_address())
     else:
         store = _find(directory, rank, world_size, end)
-    _check_size(store, rank, world_size)
-    _wait_for_all(store, rank, world_size, end, wait_s)
+    try:
+        _check_size(store, rank, world_size)
+        _wait_for_all(store, rank, world_size, end, wait_s)
+    except DistError as error:
+        raise WorkerError(
+            f"rank {rank} of {world_size}: rank 0 has given up, and has said why ({_first_line(error)[:120]})"
+        ) from None
+    store.set_timeout(COLLECTIVE_TIMEOUT)
     return store
 
 

@@ -17,6 +17,7 @@ from manyhands.engine.step import Step
 from manyhands.engine.world import World
 from manyhands.errors import WorkerError
 
+_SKIPPED_AT_MOST = 100  # steps in a row, after which leaving out is no cure
 _PEAKS = (  # dense bf16 FLOP/s of tensor cores, from NVIDIA's data sheets
     ("H200", 989e12),
     ("H100", 989e12),
@@ -43,6 +44,7 @@ class Report:
     seconds: float = 0.0
     loss: float = math.nan
     skipped: int = 0
+    _in_a_row: int = 0
     _unread: list[tuple[int, Step, float]] = field(default_factory=list)
     _since: float = field(default_factory=time.perf_counter)
 
@@ -75,6 +77,12 @@ class Report:
         if done:
             self.loss = math.fsum(losses[i] for i in done) / len(done)
         self.skipped += steps - len(done)
+        self._in_a_row = 0 if done else self._in_a_row + steps
+        if self._in_a_row >= _SKIPPED_AT_MOST:
+            raise WorkerError(
+                f"{self._in_a_row} steps in a row were left out, up to step {number}: no loss or gradient is finite "
+                f"any more; lower local.optimizer.lr, and go on from a checkpoint in {self.checkpoints}"
+            )
         self.emit(
             "step",
             step=number,

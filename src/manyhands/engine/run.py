@@ -17,7 +17,7 @@ import math
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from manyhands.engine.faults import check_trainable, in_words
 from manyhands.engine.flops import training_flops
 from manyhands.engine.loading import made_ahead, micro_batches, step_indices
 from manyhands.engine.loggers import logging_to
-from manyhands.engine.materials import prepared_mark
+from manyhands.engine.materials import hash_of, prepare, prepared_mark
 from manyhands.engine.optimizer import build_optimizer
 from manyhands.engine.parallel import Parallelized, parallelize
 from manyhands.engine.report import Report, optimizer_stats
@@ -45,6 +45,7 @@ from manyhands.engine.world import Place, World, device_of, enter_world
 from manyhands.errors import Interrupted, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
+from manyhands.storage.lock import take_lock
 from manyhands.tasks.protocol import Batch, Task
 from manyhands.tasks.registry import family_of
 
@@ -82,24 +83,32 @@ def train(
     another plan), StorageError, WorkerError (the loss is not finite, memory is exhausted, a rank is missing).
     """
     check_trainable(plan, place, directory, resume, settings)
-    directory.mkdir(parents=True, exist_ok=True)
     device = device_of(place, settings.exec.device)
     share_threads(settings.exec.threads, place.local_size)
     with ExitStack() as stack:
+        if place.leads:
+            stack.enter_context(
+                take_lock(directory, "It trains there: wait for its end, or choose another directory.")
+            )
         stop = stack.enter_context(asked_to_stop(quiet=not place.leads))
-        world = stack.enter_context(enter_world(place, device, settings.parallel))
-        sinks = [on_event] if on_event is not None and world.leads else []
-        events = stack.enter_context(Events(directory / "events.jsonl" if world.leads else None, sinks))
-        if world.leads:
-            stack.enter_context(logging_to(events, settings.logging, plan, directory))
-        run = _Run(plan, directory, settings, world, events, resume)
-        stack.callback(run.close)
         try:
+            world = stack.enter_context(enter_world(place, device, settings.parallel))
+            world.check_alike("plan", plan_hash(plan))
+            world.check_alike("engine's settings", settings.model_dump_json())
+            sinks = [on_event] if on_event is not None and world.leads else []
+            events = stack.enter_context(Events(directory / "events.jsonl" if world.leads else None, sinks))
+            if world.leads:
+                stack.enter_context(logging_to(events, settings.logging, plan, directory))
+            run = _Run(plan, directory, settings, world, events, resume)
+            stack.callback(run.close)
             run.open_task(allowed_tasks)
             run.start()
             return run.go(stop)
         except RuntimeError as error:
-            raise in_words(error, world) or error from error
+            told = in_words(error, place)
+            if told is None:
+                raise
+            raise told from error
 
 
 class _Run:
@@ -119,7 +128,6 @@ class _Run:
         self.hash = plan_hash(plan)
         self.total_steps = plan.rounds.total * plan.local.steps
         self.cursor = Cursor(step=0, sample=0)
-        self.before = math.nan
         self.evaluated: tuple[int, float] | None = None  # at which step, and what
         self.saved: tuple[int, Path] | None = None  # at which step, and where
         self.saver: Saver | None = None
@@ -139,12 +147,13 @@ class _Run:
         ):  # on other machines only if they do not see these
             if turn and not done.is_file():
                 self.emit("preparing", task=self.plan.task.name)
-                prepared = family.prepare(self.plan, materials)
-                done.write_text(prepared.first_weights.name + "\n", encoding="utf-8")
+                prepare(family, self.plan, materials)
             self.world.wait_for_leader()
         self.task: Task = family.open(self.plan, materials)
+        first_weights = materials / done.read_text(encoding="utf-8").strip()
+        self.world.check_alike("materials", (self.task.samples(), hash_of(first_weights)))
         model = self.task.build_model()
-        load_weights(model, load_file(materials / done.read_text(encoding="utf-8").strip()))
+        load_weights(model, load_file(first_weights))
         model = model.to(self.world.device).train()
         self.parameters = sum(p.numel() for p in model.parameters())
         self.flops = self._flops(model)
@@ -164,12 +173,12 @@ class _Run:
     def start(self) -> None:
         """From the first weights, which are evaluated, or from a checkpoint."""
         seed_everything(self.plan.seed)
-        self.before = self._evaluate()
         if self.resume is not None:
-            path = find_checkpoint(self.resume)
+            path = self.world.told(find_checkpoint(self.resume) if self.world.leads else None)
             self.cursor = load_checkpoint(path, self.training, plan_hash=self.hash)
-            self.evaluated = None
             self.emit("resumed", step=self.cursor.step, checkpoint=str(path))
+        if self.cursor.first_loss is None:
+            self.cursor = replace(self.cursor, first_loss=self._evaluate())
         self.emit(
             "started",
             plan_hash=self.hash,
@@ -216,7 +225,7 @@ class _Run:
             checkpoint=self._save(whole=True),
             steps=self.cursor.step,
             loss=report.loss,
-            validation_loss_before=self.before,
+            validation_loss_before=self.cursor.first_loss if self.cursor.first_loss is not None else math.nan,
             validation_loss_after=after,
             tokens=report.tokens,
             seconds=report.seconds,
@@ -271,7 +280,9 @@ class _Run:
             fp32_sum=execution.precision == "pure_bf16" and execution.accumulate_in_fp32 and len(batches) > 1,
             skip_nonfinite=execution.on_nonfinite == "skip",
         )
-        self.cursor = Cursor(step=step + 1, sample=self.cursor.sample + self.plan.local.batch_size)
+        self.cursor = replace(
+            self.cursor, step=step + 1, sample=self.cursor.sample + self.plan.local.batch_size
+        )
         self.report.saw(self.cursor.step, taken, rate)
 
     def _batches(self, step: int) -> list[Batch]:
@@ -322,9 +333,10 @@ class _Run:
         result = evaluate(
             self.task,
             self.training.model,
-            math.ceil(self.plan.evaluation.max_batches * batch_size / size),
-            size,
+            self.plan.evaluation.max_batches,
+            batch_size,
             split=split,
+            micro_batch_size=size,
             world=world,
             precision=self.settings.exec.precision,
         )

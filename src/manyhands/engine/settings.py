@@ -24,7 +24,7 @@ class Parallel(Settings):
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """ddp: every process holds the whole model; fsdp: parameters, gradients and optimizer state are sharded
-    (FSDP2). A process alone needs neither."""
+    (FSDP2). A process alone needs neither; with tensor_parallelism, data ranks shard in any case."""
     data_parallelism: Count | None = None
     """Processes that divide each step's samples; null: all of them, over tensor_parallelism."""
     tensor_parallelism: Count = 1

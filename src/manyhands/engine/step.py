@@ -82,11 +82,11 @@ def training_step(
     gradient_norm = None
     if optimizer is not None:
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if steering.clip_norm > 0:
+        if steering.clip_norm > 0 or skip_nonfinite:
             gradient_norm = global_norm(gradients)
         if skip_nonfinite and not _finite(loss, gradient_norm):
             return Step(loss=loss, count=seen.count, gradient_norm=gradient_norm, skipped=True)
-        if gradient_norm is not None:
+        if gradient_norm is not None and steering.clip_norm > 0:
             clip(gradients, gradient_norm, steering.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

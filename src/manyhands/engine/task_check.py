@@ -155,7 +155,7 @@ def _model(task: Task, plan: Plan, prepared: Prepared) -> torch.nn.Module:
     _expect(
         not buffers or plan.buffers == "keep_local",
         f"build_model() has buffers in its state ({buffers[:1]}, {len(buffers)} in all), which no checkpoint keeps "
-        "and nobody merges: use layers without (GroupNorm or LayerNorm for BatchNorm), or set buffers: keep_local",
+        "and nobody merges: use layers without (GroupNorm or LayerNorm for BatchNorm)",
     )
     wanted = {entry.name: entry.trainable for entry in prepared.parameters}
     odd = [name for name, p in model.named_parameters() if p.requires_grad != wanted[name]]

@@ -50,12 +50,17 @@ def place_from(environment: Mapping[str, str]) -> Place:
     """The place that torchrun gave this process; that of a process alone where it gave none."""
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return Place()
-    return Place(
-        rank=int(environment["RANK"]),
-        world_size=int(environment["WORLD_SIZE"]),
-        local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
-        local_size=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
-    )
+    try:
+        return Place(
+            rank=int(environment["RANK"]),
+            world_size=int(environment["WORLD_SIZE"]),
+            local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
+            local_size=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
+        )
+    except ValueError as error:
+        raise PlanError(
+            f"RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE is no number ({error}): unset them"
+        ) from None
 
 
 def device_of(place: Place, name: str = "auto") -> torch.device:
@@ -146,10 +151,13 @@ class World:
             return asked
         return bool(self.largest(torch.tensor(float(asked))))
 
-    def is_lost_in(self, error: Exception) -> bool:
-        """Whether this is how the end of another rank is felt here."""
-        text = str(error)
-        return self.size > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text)
+    def check_alike(self, what: str, value: object) -> None:
+        """Raises PlanError on every rank if one of them has something else than rank 0."""
+        if self.any(self.told(value) != value):
+            raise PlanError(
+                f"the processes of this training differ in their {what}: start all with the same command line, the "
+                "same manyhands and the same data"
+            )
 
     def barrier(self) -> None:
         """Until everybody is here."""
@@ -163,6 +171,19 @@ class World:
 
 
 ALONE = World()
+
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "gloo/transport",
+)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether this is how the end of another rank is felt."""
+    return isinstance(error, dist.DistError) or any(phrase in str(error) for phrase in _LOST)
 
 
 @contextmanager

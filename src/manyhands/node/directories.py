@@ -6,38 +6,26 @@ renamed; what is left of those is swept when the directory is opened, but for ha
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from manyhands.errors import ManyhandsError
+from manyhands.storage.lock import take_lock
 
 
 class ParticipantDirectory:
-    """A locked directory. Raises ManyhandsError if another process holds it."""
+    """A locked directory. Raises Refused if another process holds it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / "lock").open("a+")
-        try:
-            _lock_file(lock)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            lock.close()
-            raise ManyhandsError(
-                f"{self.path} is in use by process {holder}, which does the same thing with the same files. "
-                "Stop that process, or use another key (a client) or another directory (a server)."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock
+        self._lock = take_lock(
+            self.path,
+            "It does the same thing with the same files: stop it, or use another key (a client) or another directory "
+            "(a server).",
+        )
         for leftover in self.path.rglob("*.part"):
             if leftover.parent.name != "blobs":  # downloads go on where they were
                 leftover.unlink()
@@ -54,14 +42,3 @@ class ParticipantDirectory:
         directory = self.path / name
         directory.mkdir(exist_ok=True)
         return directory
-
-
-def _lock_file(file: IO[str]) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -44,24 +44,19 @@ def configuration_from(
 ) -> Configuration:
     """That of a training: a plan file or a named config, with overrides on top.
 
-    kept: the directory of a training whose own configuration is meant, only with other `Start` settings; one that is
-    resumed with nothing else said means its own too.
+    kept: the directory of a training whose own configuration lies below them instead; so does that of one which
+    `resume=DIR` names, where neither plan nor config is given.
     """
     from manyhands.engine.configuration import PLAN_FILE, configure, kept_configuration
-    from manyhands.engine.settings import Start
 
     check_overrides(overrides)
-    start = {key: value for key, _, value in (text.partition("=") for text in overrides)}
-    only_start = start.keys() <= Start.model_fields.keys()
-    if (
-        kept is None
-        and only_start
-        and not (plan or config_name)
-        and start.get("resume") not in (None, "latest")
-    ):
-        kept = training_of(start["resume"].strip("'"))
-    if kept is not None and only_start and (kept / PLAN_FILE).is_file():
-        return kept_configuration(kept, configure(overrides).start)
+    resume = next(
+        (value for key, _, value in (o.partition("=") for o in overrides) if key == "resume"), "latest"
+    )
+    if kept is None and not (plan or config_name) and resume != "latest":
+        kept = training_of(resume.strip("'"))
+    if kept is not None and (kept / PLAN_FILE).is_file():
+        return kept_configuration(kept, overrides)
     return configure(overrides, config_name=config_name or "train", config_dir=config_dir, plan_file=plan)
 
 

@@ -22,7 +22,7 @@ from manyhands.coordination.types import Claims
 from manyhands.engine.device import share_threads
 from manyhands.engine.settings import Parallel
 from manyhands.engine.trainer import EngineTrainer, Progress
-from manyhands.engine.world import Place, World, device_of, enter_world
+from manyhands.engine.world import Place, World, device_of, enter_world, is_lost
 from manyhands.errors import RankLost, StorageError
 from manyhands.node.workers.channel import Channel, open_channel
 from manyhands.node.workers.participant_worker import ParticipantWorker
@@ -120,7 +120,7 @@ class ClientWorker(ParticipantWorker):
         except Abandoned:
             return None
         except RuntimeError as error:
-            if not self._world.is_lost_in(error):
+            if self._world.size == 1 or not is_lost(error):
                 raise
             raise RankLost(f"rank {self._world.rank} lost the others ({error})") from None
 

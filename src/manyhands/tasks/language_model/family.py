@@ -146,6 +146,6 @@ def _first_model(
     if buffers and plan.buffers != "keep_local":
         raise PlanError(
             f"model_type {configuration['model_type']!r} has buffers that are part of its state ({buffers[0]}, "
-            f"{len(buffers)} in all), and buffers is {plan.buffers!r}: set buffers=keep_local or use another model"
+            f"{len(buffers)} in all), and buffers is {plan.buffers!r}: use another model"
         )
     return model

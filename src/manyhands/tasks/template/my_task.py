@@ -41,7 +41,7 @@ def read_samples(file: str | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class MyModel(torch.nn.Module):
-    """Your model. Without buffers such as those of BatchNorm, unless the plan has `buffers: keep_local`."""
+    """Your model. Without buffers such as those of BatchNorm."""
 
     def __init__(self, features: int, width: int, classes: int) -> None:
         super().__init__()

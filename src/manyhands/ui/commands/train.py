@@ -157,7 +157,7 @@ class _Training:
             return None
         if not Path(resume).expanduser().exists():
             raise click.UsageError(f"--resume {resume}: there is no such file or directory")
-        return training_of(resume) or Path(resume)
+        return training_of(resume)
 
     def _new_directory(self) -> Path:
         from manyhands.config import home
@@ -178,7 +178,7 @@ class _Training:
                 f"--devices {devices} are {len(indexes)}, processes={processes}: give one of the two"
             )
         if not started:
-            self._check_task()
+            self._check(processes)
         if started or (processes == 1 and indexes is None):
             self._here()
             return
@@ -197,13 +197,27 @@ class _Training:
         if code:
             raise click.exceptions.Exit(code)
 
-    def _check_task(self) -> None:
-        """A task of one's own is tried in a process of its own first, once: it leaves its materials."""
+    def _rank(self) -> int:
+        """Given, else of torchrun's, else 0."""
+        rank = self._configuration.start.rank
+        return rank if rank is not None else self._place().rank
+
+    def _check(self, processes: int) -> None:
+        """Before processes are started, or a task of one's own is tried in a process of its own: it leaves its
+        materials.
+        """
         from manyhands.plan.tasks import CustomTask
 
-        task = self._configuration.plan.task
-        first = (self._configuration.start.rank or int(os.environ.get("RANK", "0"))) == 0
-        if not isinstance(task, CustomTask) or task.target not in self._allowed or not first:
+        configuration, task = self._configuration, self._configuration.plan.task
+        own = isinstance(task, CustomTask) and task.target in self._allowed
+        if not own and processes == 1:
+            return
+        from manyhands.engine.faults import check_trainable
+        from manyhands.engine.world import Place
+
+        place = self._place() if processes == 1 else Place(world_size=processes)
+        check_trainable(configuration.plan, place, self._directory, self._resume(), configuration.settings)
+        if not isinstance(task, CustomTask) or not own or not place.leads:
             return
         from manyhands.engine.materials import prepared_mark
         from manyhands.engine.task_check import check_in_process
@@ -227,8 +241,7 @@ class _Training:
         from manyhands.ui.live import choose_logs
         from manyhands.ui.live_training import TrainScreen
 
-        configuration, start = self._configuration, self._configuration.start
-        leads = (start.rank or int(os.environ.get("RANK", "0"))) == 0
+        configuration, leads = self._configuration, self._rank() == 0
         logs = choose_logs(self._logs) if leads else "none"
         if "TORCHELASTIC_RUN_ID" in os.environ:
             from manyhands.engine.stopping import end_with_parent
@@ -236,15 +249,19 @@ class _Training:
             end_with_parent()
         with TrainScreen(logs, configuration.plan.name) as screen:
             screen.show({"kind": "loading", "text": "loading torch"})
+            from manyhands.engine.faults import check_trainable
             from manyhands.engine.run import train as run
 
-            configuration.keep(self._directory)
+            place, resume = self._place(), self._resume()
+            check_trainable(configuration.plan, place, self._directory, resume, configuration.settings)
+            if leads:
+                configuration.keep(self._directory)
             result = run(
                 configuration.plan,
                 self._directory,
                 settings=configuration.settings,
-                resume=self._resume(),
-                place=self._place(),
+                resume=resume,
+                place=place,
                 on_event=screen.show,
                 allowed_tasks=self._allowed,
             )
@@ -275,12 +292,13 @@ class _Training:
 
     def _resume(self) -> Path | None:
         resume = self._configuration.start.resume
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        if resume == "latest" or (resume is None and again):
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if resume == "latest" or again:
             from manyhands.engine.checkpoint import checkpoints
 
-            return self._directory if checkpoints(self._directory / "checkpoints") else None
-        return Path(resume) if resume is not None else None
+            if checkpoints(self._directory / "checkpoints"):
+                return self._directory
+        return Path(resume) if resume not in (None, "latest") else None
 
 
 def _print(result: TrainResult) -> None:
