@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import manyhands.engine.run as engine
 from manyhands.engine.events import Event
 from manyhands.engine.rendezvous import meet
-from manyhands.engine.settings import Checkpoints, EngineSettings, Logging, Parallel
+from manyhands.engine.settings import Checkpoints, EngineSettings, Execution, Logging, Parallel
 from manyhands.engine.world import Place
 from manyhands.plan.compose import load_plan
+from manyhands.tasks.protocol import Loss
 
 PARALLEL = {
     "single": Parallel(),
@@ -25,11 +28,36 @@ PARALLEL = {
     "fsdp": Parallel(strategy="fsdp", activation_checkpointing=True),
     "tensor": Parallel(tensor_parallelism=2),
     "fsdp_accumulated": Parallel(strategy="fsdp", micro_batch_size=1),
+    "ddp_resumed": Parallel(),
+    "fsdp_resumed": Parallel(strategy="fsdp"),
+    "ddp_one_nan": Parallel(),
     "wrong_data": Parallel(),
     "grids_single": Parallel(),
     "grids_ddp": Parallel(),
     "grids_tensor": Parallel(tensor_parallelism=2),
 }
+
+
+class Spoilt:
+    """A task whose loss is not a number."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+
+    def loss(self, model: Any, batch: Any) -> Loss:
+        loss = self.task.loss(model, batch)
+        return Loss(mean=loss.mean * float("nan"), count=loss.count)
+
+
+def spoiling(right: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    """A training step whose fourth loss is spoilt on rank 1 alone."""
+    calls = []
+
+    def step(task: Any, *arguments: Any, **more: Any) -> Any:
+        calls.append(1)
+        return right(Spoilt(task) if rank == 1 and len(calls) == 4 else task, *arguments, **more)
+
+    return step
 
 
 def train(directory: Path, rank: int, size: int, mode: str) -> None:
@@ -46,14 +74,18 @@ def train(directory: Path, rank: int, size: int, mode: str) -> None:
         )
     losses: list[float] = []
     metrics: list[dict[str, float]] = []
+    skipped: list[int] = []
 
     def saw(event: Event) -> None:
         if event["kind"] == "step":
             losses.append(event["loss"])
+            skipped.append(event["skipped"])
         if event["kind"] == "evaluation":
             metrics.append(event["metrics"])
 
-    right = engine.step_indices
+    right, right_step = engine.step_indices, engine.training_step
+    if mode == "ddp_one_nan":
+        engine.training_step = spoiling(right_step, rank)
     if mode == "wrong_data" and rank == 1:
         engine.step_indices = lambda task, sample, *more: right(task, sample + 1, *more)
     result = engine.train(
@@ -63,15 +95,18 @@ def train(directory: Path, rank: int, size: int, mode: str) -> None:
             parallel=PARALLEL[mode],
             logging=Logging(every_steps=1),
             checkpoints=Checkpoints(asynchronous=mode != "ddp"),
+            exec=Execution(on_nonfinite="skip" if mode == "ddp_one_nan" else "stop"),
         ),
+        resume=directory / "single/checkpoints/step-00000010" if mode.endswith("resumed") else None,
         place=place,
         on_event=saw,
     )
-    engine.step_indices = right
+    engine.step_indices, engine.training_step = right, right_step
     if rank == 0:
         told = {
             "losses": losses,
             "metrics": metrics,
+            "skipped": skipped,
             "before": result.validation_loss_before,
             "after": result.validation_loss_after,
         }

@@ -24,6 +24,9 @@ TOGETHER = (
     "fsdp",
     "fsdp_accumulated",
     "tensor",
+    "ddp_resumed",
+    "fsdp_resumed",
+    "ddp_one_nan",
     "wrong_data",
     "grids_ddp",
     "grids_tensor",
@@ -161,6 +164,18 @@ def test_one_process_goes_on_from_what_any_number_has_saved(
         assert result.validation_loss_after == expected["after"]
     else:
         assert losses == pytest.approx(expected["losses"][10:], rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["ddp_resumed", "fsdp_resumed"])
+def test_two_processes_go_on_from_what_one_has_saved(golden: dict[str, Any], mode: str) -> None:
+    assert golden[mode]["losses"] == pytest.approx(golden["single"]["losses"][10:], rel=1e-5)
+
+
+def test_all_ranks_leave_out_a_step_that_is_not_finite_on_one(golden: dict[str, Any]) -> None:
+    spoilt = golden["ddp_one_nan"]
+    assert spoilt["skipped"] == [0, 0, 0] + [1] * (STEPS - 3)
+    assert spoilt["losses"][:3] == golden["ddp"]["losses"][:3]
+    assert spoilt["losses"][-1] < 0.8 * spoilt["losses"][0], "the ranks have gone on alike"
 
 
 def resolve_plan(directory: Path) -> Any:
