@@ -5,7 +5,7 @@
     ├── DataError             4   missing, empty or broken training data
     ├── IdentityError         5   a key file that is missing, malformed or readable by others
     ├── ServerUnreachable     6   no answer, or the address is in use
-    ├── Refused               7   the other side said no: wrong run, version, key or plan
+    ├── Refused               7   the other side said no: wrong run, version, key, plan; a directory in use
     ├── ProtocolError         8   a message that does not fit the protocol
     ├── StorageError          9   the database or the disk
     │   └── Fenced            9   another server owns the run now

@@ -207,7 +207,7 @@ def test_the_same_key_twice(house: Any, dummy_plan: dict[str, Any], until: Calla
     first, _ = house.client("ann"), house.client("ben")
     house.until_closed(1)
     again = house.client("ann")
-    assert again.ended() == 1
+    assert again.ended() == 7
     assert f"in use by process {first.pid}" in again.text()
 
     second = house.client("anna", key="ann")
@@ -282,7 +282,7 @@ def test_a_directory_in_use_and_a_run_that_was_taken_over(house: Any, dummy_plan
     house.until_closed(1)
     plan = ("--plan", str(house.plan_file), "--port", "0")
     beside = house.command("server", "run", *plan)
-    assert beside.returncode == 1
+    assert beside.returncode == 7
     assert f"in use by process {server.pid}" in beside.stderr
     assert "another directory" in beside.stderr
 
