@@ -44,17 +44,20 @@ NOT_YET: dict[str, str] = {
 }
 
 
-def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """All options, in the order in which the help shows them."""
-    path = click.Path(path_type=Path)
-    count = click.IntRange(min=1)
-    options = [
+_Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+_PATH = click.Path(path_type=Path)
+_COUNT = click.IntRange(min=1)
+
+
+def _who_and_where() -> list[_Option]:
+    """Who takes part, and in what."""
+    return [
         click.option("--run-id", required=True, metavar="RUN", help="The run to take part in."),
         address_option(required=True, help="Where its server listens."),
         click.option(
             "--identity-secret-key-path",
             metavar="FILE",
-            type=path,
+            type=_PATH,
             help="Your key file.  [default: a fresh key for this process]",
         ),
         click.option(
@@ -63,6 +66,12 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--label", metavar="NAME", default="", help="Your name in tables.  [default: this machine's]"
         ),
+    ]
+
+
+def _devices() -> list[_Option]:
+    """What computes, and how much at once."""
+    return [
         click.option(
             "--device",
             metavar="DEVICE",
@@ -73,16 +82,22 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--threads",
             metavar="N",
-            type=count,
+            type=_COUNT,
             help="CPU threads of each process; clients that share a machine should share its cores.  [default: "
             "torch's choice]",
         ),
         click.option(
             "--micro-batch-size",
             metavar="N",
-            type=count,
+            type=_COUNT,
             help="Samples per forward pass of a replica.  [default: its share of a step]",
         ),
+    ]
+
+
+def _conduct() -> list[_Option]:
+    """How it behaves, and what it tells."""
+    return [
         click.option("--patient", is_flag=True, help="Wait for a server that does not answer yet."),
         click.option(
             "--allow-task",
@@ -106,12 +121,12 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="--tui is --logs tui, --tui false is --logs console.",
         ),
         click.option(
-            "--write-log", metavar="FILE", type=path, help="Append every event to this file, as JSON lines."
+            "--write-log", metavar="FILE", type=_PATH, help="Append every event to this file, as JSON lines."
         ),
         click.option(
             "--write-gradients-dir",
             metavar="DIR",
-            type=path,
+            type=_PATH,
             help="Keep the updates of this client in this directory.",
         ),
         click.option(
@@ -125,10 +140,16 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.FloatRange(min=0),
             help="Sleep for so long in each round (task dummy).",
         ),
+    ]
+
+
+def _parallelism() -> list[_Option]:
+    """How several processes share the work."""
+    return [
         click.option(
             "--data-parallelism",
             metavar="N",
-            type=count,
+            type=_COUNT,
             default=1,
             show_default=True,
             help="Replicas in this client; they share each step's samples.",
@@ -136,14 +157,20 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--tensor-parallelism",
             metavar="N",
-            type=count,
+            type=_COUNT,
             default=1,
             show_default=True,
             help="Devices that share each replica.",
         ),
-        *(click.option("--" + name.replace("_", "-"), name, metavar="...", hidden=True) for name in NOT_YET),
     ]
-    for option in reversed(options):
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """All options, in the order in which the help shows them."""
+    later: list[_Option] = [
+        click.option("--" + name.replace("_", "-"), name, metavar="...", hidden=True) for name in NOT_YET
+    ]
+    for option in reversed([*_who_and_where(), *_devices(), *_conduct(), *_parallelism(), *later]):
         function = option(function)
     return function
 
