@@ -111,6 +111,7 @@ def test_who_does_not_belong_is_told_why_and_the_run_goes_on(house: Any, dummy_p
     assert lost.ended() == 7
     assert "no run 'other'" in lost.text()
     assert "its runs: run" in lost.text()
+    assert not list((house.place / "cleo-home" / "runs").glob("*")), "a directory of no run was left"
 
     kept = house.place / "dora-home" / "runs" / "run" / house.public("dora")[:8]
     kept.mkdir(parents=True)

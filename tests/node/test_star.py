@@ -21,7 +21,13 @@ def test_two_clients_finish_and_the_ledger_says_who_did_what(
     for client in clients:
         assert client.ended() == 0, client.text()
         assert client.events()[-1]["kind"] == "finished"
+        assert {event["round"] for event in client.said("progress")} <= {0, 1, 2, 3}
     view = house.until_phase("finished")
+    sent = {c["key"]: c["bytes_up"] for c in view["clients"]}
+    assert sent == {c.key: c.said("sent")[-1]["bytes_up"] for c in clients}, (
+        "nobody looked while they were here"
+    )
+    assert min(sent.values()) > 4 * 4 * 250_000
     assert view["closed_rounds"] == 4
     until(lambda: "finished: all 4 rounds are done" in server.text(), "the server to say how it ended", 10)
     told = server.text()

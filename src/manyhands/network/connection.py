@@ -9,6 +9,7 @@ A client that starts over is another boot: what the old one had asked for or was
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import secrets
@@ -67,7 +68,7 @@ class Connection:
     terms: Terms
     on_state: Callable[[str, str], None]  # ("connected" | "disconnected" | "waiting", text for people)
     boot: str = field(default_factory=lambda: secrets.token_hex(16))
-    progress: Progress = field(default_factory=Progress)
+    progress: Callable[[], Progress] = Progress  # asked at each heartbeat
     welcome: Welcome | None = None
     patient: bool = False  # True: wait for a server that is not there yet
     plan_hash: str | None = None
@@ -139,6 +140,12 @@ class Connection:
         self._waiting.clear()
         if self._socket is not None:
             await self._socket.close()
+
+    async def beat(self) -> None:
+        """Say how the work goes, out of turn: best effort, and no longer than a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._say(Heartbeat(progress=self.progress()))
 
     async def close(self) -> None:
         if self._socket is not None:
@@ -278,15 +285,15 @@ class Connection:
 
     async def _beat(self, socket: aiohttp.ClientWebSocketResponse, every_s: float) -> None:
         while True:
-            await socket.send_str(messages.encode(Heartbeat(progress=self.progress)))
+            await socket.send_str(messages.encode(Heartbeat(progress=self.progress())))
             await asyncio.sleep(every_s)
 
-    async def _say(self, intent: Intent) -> None:
-        """Best effort: what is lost here is repeated after the next sign-in."""
+    async def _say(self, message: Intent | Heartbeat) -> None:
+        """Best effort: an intent that is lost here is repeated after the next sign-in."""
         if self._socket is None:
             return
         try:
-            await self._socket.send_str(messages.encode(intent))
+            await self._socket.send_str(messages.encode(message))
         except (ConnectionError, aiohttp.ClientError, RuntimeError):
             self._socket = None
 

@@ -6,6 +6,8 @@ renamed; what is left of those is swept when the directory is opened, but for ha
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -36,6 +38,12 @@ class ParticipantDirectory:
     ) -> None:
         if self._lock is not None:
             self._lock.close()
+
+    def remove(self) -> None:
+        """The directory with all that is in it, and that of the run if nothing else is there. The lock stays held."""
+        shutil.rmtree(self.path)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
 
     def sub(self, name: str) -> Path:
         """A directory inside, made if need be."""

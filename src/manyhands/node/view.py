@@ -58,8 +58,8 @@ class ClientView(_View):
     rejoined: int = 0
     loss: MaybeLoss = None
     tokens_per_s: float | None = None
-    bytes_up: int = 0
-    bytes_down: int = 0
+    bytes_up: int | None = None  # as far as this start of the server has heard
+    bytes_down: int | None = None
     last_heard_ms: int | None = None
 
 

@@ -28,8 +28,10 @@ def short_key(key: str) -> str:
     return key[:8]
 
 
-def human_bytes(size: float) -> str:
-    """1536 -> '1.5 KiB'."""
+def human_bytes(size: float | None) -> str:
+    """1536 -> '1.5 KiB'; '-' where nothing is known."""
+    if size is None:
+        return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -38,7 +38,7 @@ from manyhands.errors import (
 from manyhands.identity.canonical import verify_document
 from manyhands.identity.known_servers import pin
 from manyhands.network.connection import Connection, Terms
-from manyhands.network.messages import PUBLISHED_DOMAIN, Deliver, published
+from manyhands.network.messages import PUBLISHED_DOMAIN, Deliver, Progress, published
 from manyhands.node.client.contributor import Contributor
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.options import ClientOptions
@@ -73,7 +73,9 @@ class ClientNode:
             ),
             on_state=lambda state, text: self.tell(state, text),
             patient=options.patient,
+            progress=self._heartbeat,
         )
+        self._working: dict[str, object] = {}
         self.round: int | None = None
         self.descriptor: RunDescriptor
         self.files: ClientFiles
@@ -127,6 +129,7 @@ class ClientNode:
                 if self.connection.finished:
                     self.tell("finished", self.connection.finished, state="finished")
             finally:
+                await self.connection.beat()  # the last word on what went up and down
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -134,6 +137,10 @@ class ClientNode:
                     await self.contributor.end_work(counted=False)
                     await self.worker.stop()
                 await self.connection.close()
+                if (
+                    self.files.plan_hash() is None
+                ):  # the server has never let it in: nothing was done for this run
+                    directory.remove()
 
     async def _leave(self) -> None:
         self.tell("leaving", "leaving the run")
@@ -187,11 +194,12 @@ class ClientNode:
 
     def _progress(self, facts: dict[str, object]) -> None:
         """From the worker, several times a second at most."""
-        self.connection.progress = self.connection.progress.model_copy(
-            update={**facts, "bytes_up": self.files.bytes_up, "bytes_down": self.files.bytes_down}
-        )
+        work = self.contributor.current
+        if work is None:  # it was given up meanwhile
+            return
+        self._working = {**facts, "round": work.assignment.round}
         event: dict[str, Any] = {
-            "round": facts.get("round"),
+            "round": work.assignment.round,
             "steps_done": facts.get("step"),
             "steps": facts.get("steps"),
             "loss": facts.get("loss"),
@@ -200,6 +208,11 @@ class ClientNode:
             "bytes_down": self.files.bytes_down,
         }
         self.tell("progress", state="working", **event)
+
+    def _heartbeat(self) -> Progress:
+        """What the next one says: of the latest work, and all that went up and down."""
+        sizes = {"bytes_up": self.files.bytes_up, "bytes_down": self.files.bytes_down}
+        return Progress.model_validate({**self._working, **sizes})
 
     # ------------------------------------------------------------------ deliveries
     async def _handle(self, delivery: Deliver) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 
 from manyhands.coordination.machine import initial_state
 from manyhands.coordination.state import RunState
-from manyhands.network.messages import Progress
 from manyhands.node.server.account import Account, Noted
 from manyhands.node.server.run_driver import clock_ms
 from manyhands.node.server.served_run import ServedRun
@@ -40,7 +39,6 @@ class RunViews:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._progress: dict[tuple[str, str], Progress] = {}  # the latest, also of those who have left
         self._accounts: weakref.WeakKeyDictionary[ServedRun, Account] = weakref.WeakKeyDictionary()
         self._latest: weakref.WeakKeyDictionary[ServedRun, _Shown] = weakref.WeakKeyDictionary()
 
@@ -126,9 +124,7 @@ class RunViews:
     def _client(self, run: ServedRun, key: str, loss: float | None) -> ClientView:
         client = run.driver.state.clients[key]
         session: Session | None = self._sessions.by_client.get((run.run_id, key))
-        if session is not None:
-            self._progress[run.run_id, key] = session.progress
-        progress = self._progress.get((run.run_id, key))
+        progress = self._sessions.left.get((run.run_id, key)) if session is None else session.progress
         return ClientView(
             key=key,
             label=client.label,
@@ -140,8 +136,8 @@ class RunViews:
             rejoined=client.rejoined,
             loss=progress.loss if progress is not None and progress.loss is not None else loss,
             tokens_per_s=session.progress.tokens_per_s if session is not None else None,
-            bytes_up=progress.bytes_up if progress is not None else 0,
-            bytes_down=progress.bytes_down if progress is not None else 0,
+            bytes_up=progress.bytes_up if progress is not None else None,
+            bytes_down=progress.bytes_down if progress is not None else None,
             last_heard_ms=session.last_heard_ms if session is not None else None,
         )
 

@@ -45,7 +45,7 @@ export function bytesParts(size) {
   return [i === 0 || size >= 100 ? size.toFixed(0) : size.toFixed(1), units[i]];
 }
 
-export const bytes = (size) => bytesParts(size).join(" ");
+export const bytes = (size) => (size === null || size === undefined ? "–" : bytesParts(size).join(" "));
 
 export function duration(ms) {
   const seconds = ms / 1000;
