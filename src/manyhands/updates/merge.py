@@ -194,13 +194,17 @@ class Merger:
 
 
 def _anonymous_zeros(size: int) -> F32:
-    """Zeros in huge pages where the system has them: first touched in small pages, they cost more than a merge."""
+    """Zeros in huge pages where the system has them, touched now: the first update would pay for it else, and in small
+    pages more than for its merge.
+    """
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, max(1, size) * np.dtype(np.float32).itemsize, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype=np.float32)[:size]
+    zeros = np.frombuffer(memory, dtype=np.float32)[:size]
+    zeros.fill(0)
+    return zeros
 
 
 def _check_terms(weight: int, factor: float) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from manyhands.plan import wire
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.ui.bench.harness import Measured, median_seconds
+
+if TYPE_CHECKING:
+    from manyhands.updates.aggregation import Aggregation
 
 LARGE = (12, 768, 50_257, 1024)
 """Layers, width, vocabulary, context of GPT-2's smallest: 124M parameters."""
@@ -51,19 +56,19 @@ def fingerprint_rate() -> Measured:
 
 
 def aggregate_rate() -> Measured:
-    return _aggregate(LARGE, updates=10)[0]
+    return _rate(LARGE, updates=10)
 
 
 def aggregate_rate_12m() -> Measured:
-    return _aggregate(SMALL, updates=40)[0]
+    return _rate(SMALL, updates=40)
 
 
 def aggregate_peak() -> Measured:
-    return _aggregate(LARGE, updates=10)[1]
+    return _peak(LARGE, updates=10)
 
 
 def aggregate_peak_12m() -> Measured:
-    return _aggregate(SMALL, updates=40)[1]
+    return _peak(SMALL, updates=40)
 
 
 def gpt_parameters(layers: int, width: int, vocabulary: int, context: int) -> list[Parameter]:
@@ -84,42 +89,72 @@ def gpt_parameters(layers: int, width: int, vocabulary: int, context: int) -> li
     return [Parameter(name=name, shape=shape) for name, shape in shapes.items()]
 
 
-def _aggregate(size: tuple[int, int, int, int], updates: int) -> tuple[Measured, Measured]:
-    """One round of a star's aggregator: (input rate, check included; peak anonymous memory, advance included)."""
+def _rate(size: tuple[int, int, int, int], updates: int) -> Measured:
+    """Input rate of a star's aggregator, check included, and by turns with it the rate of a memory copy."""
+    merging, copying = [], []
+    with _round(size) as (aggregation, files, model_bytes):
+        copy = _Copy(model_bytes)
+        for number in range(updates):
+            copying.append(copy.seconds())
+            start = time.perf_counter()
+            _merge(aggregation, files, number)
+            merging.append(time.perf_counter() - start)
+        aggregation.close()
+    rate, floor = (model_bytes / statistics.median(seconds) / 1e9 for seconds in (merging, copying))
+    whole = updates * model_bytes / sum(merging) / 1e9
+    return Measured(
+        value=rate,
+        floor=floor,
+        target=floor / 3,
+        note=f"floor: memory copy, by turns with the updates; medians of {updates}, all of them together at "
+        f"{whole:.2f} GB/s; target: a third of the floor; {len(files)} files in the page cache stand for {updates}",
+    )
+
+
+def _peak(size: tuple[int, int, int, int], updates: int) -> Measured:
+    """Peak anonymous memory of a star's aggregator over a whole round, in models."""
+    with _AnonymousMemory() as memory, _round(size) as (aggregation, files, model_bytes):
+        before = _anonymous_bytes()
+        for number in range(updates):
+            _merge(aggregation, files, number)
+        directory = files[0].parent
+        aggregation.advance(_closing(updates, model_bytes), directory / "change.safetensors")
+        aggregation.close()
+    return Measured(
+        value=memory.peak_bytes / model_bytes,
+        floor=1.0,
+        note=f"whole process, {memory.peak_bytes / 2**20:.0f} MiB, {before / 2**20:.0f} MiB of it "
+        "before the first update; floor: the sum itself",
+    )
+
+
+@contextmanager
+def _round(size: tuple[int, int, int, int]) -> Iterator[tuple[Aggregation, list[Path], int]]:
+    """An aggregator before its first update, the files of updates in the page cache, and the bytes of one."""
     from manyhands.updates.aggregation import Aggregation
 
     plan = Plan()
     parameters = gpt_parameters(*size)
-    model_bytes = 4 * sum(int(np.prod(p.shape)) for p in parameters)
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
         directory = Path(name)
         first = _first_snapshot(plan, parameters, directory / "first.safetensors")
         files = _updates(plan, parameters, directory)
         for file in files:
-            file.read_bytes()  # into the page cache
-        copying = _copy_rate(model_bytes)
-        with _AnonymousMemory() as memory:
-            aggregation = Aggregation(plan, parameters, directory / "aggregator", first)
-            start = time.perf_counter()
-            for number in range(updates):
-                file = files[number % len(files)]
-                aggregation.merge(f"0-{number}", file, round_number=0, weight=1, norm=None)
-            seconds = time.perf_counter() - start
-            aggregation.advance(_closing(updates, model_bytes), directory / "change.safetensors")
-            aggregation.close()
-    rate = updates * model_bytes / seconds
-    note = (
-        f"floor: memory copy; target: a third of it; {len(files)} files in the page cache stand for {updates}"
-    )
-    return (
-        Measured(value=rate / 1e9, floor=copying / 1e9, target=copying / 3e9, note=note),
-        Measured(
-            value=memory.peak_bytes / model_bytes,
-            floor=1.0,
-            note=f"whole process, {memory.peak_bytes / 2**20:.0f} MiB, {memory.before_bytes / 2**20:.0f} MiB of it "
-            "before the round; floor: the sum itself",
-        ),
-    )
+            _read(file)
+        aggregation = Aggregation(plan, parameters, directory / "aggregator", first)
+        yield aggregation, files, 4 * sum(int(np.prod(p.shape)) for p in parameters)
+
+
+def _merge(aggregation: Aggregation, files: Sequence[Path], number: int) -> None:
+    file = files[number % len(files)]
+    aggregation.merge(f"0-{number}", file, round_number=0, weight=1, norm=None)
+
+
+def _read(file: Path) -> None:
+    """Into the page cache, in pieces: not into this process's memory, which is measured."""
+    with file.open("rb") as opened:
+        while opened.read(1 << 20):
+            pass
 
 
 def _closing(updates: int, size: int) -> Any:
@@ -167,18 +202,24 @@ def _random_tensors(parameters: Sequence[Parameter]) -> dict[str, np.ndarray[Any
     return {p.name: generator.standard_normal(p.shape, dtype=np.float32) for p in parameters}
 
 
-def _copy_rate(size: int) -> float:
-    """Bytes per second of one thread's memory copy between two buffers of this size."""
-    source = np.ones(size, dtype=np.uint8)
-    destination = np.empty_like(source)
-    return size / median_seconds(lambda: np.copyto(destination, source), repeats=5)
+class _Copy:
+    """One thread's memory copy between two buffers of this size."""
+
+    def __init__(self, size: int) -> None:
+        self._source = np.ones(size, dtype=np.uint8)
+        self._destination = np.ones(size, dtype=np.uint8)
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        np.copyto(self._destination, self._source)
+        return time.perf_counter() - start
 
 
 class _AnonymousMemory:
     """The largest RssAnon of this process while the block runs, sampled every few milliseconds (Linux)."""
 
     def __init__(self) -> None:
-        self.peak_bytes = self.before_bytes = _anonymous_bytes()
+        self.peak_bytes = _anonymous_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
