@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from manyhands.engine.faults import in_words
+from manyhands.engine.run import train
 from manyhands.engine.world import Place
-from manyhands.errors import RankLost, WorkerError
+from manyhands.errors import PlanError, RankLost, WorkerError
+from manyhands.plan.resolve import resolve
 
 ALONE, TOGETHER = Place(), Place(rank=1, world_size=2)
 
@@ -41,3 +45,10 @@ def test_a_rank_that_lost_the_others_says_so(error: RuntimeError) -> None:
 def test_other_errors_stay_as_they_are() -> None:
     assert in_words(RuntimeError("the SkipConnection of layer 3 has no shape"), TOGETHER) is None
     assert in_words(RuntimeError("Connection closed by peer"), ALONE) is None
+
+
+def test_a_model_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    plan = resolve({"task": {"model": {"n_layr": 3}}})
+    with pytest.raises(PlanError, match="Did you mean 'n_layer'"):
+        train(plan, tmp_path / "training")
+    assert not (tmp_path / "training").exists()

@@ -161,8 +161,13 @@ def test_a_file_gives_the_same_plan_as_its_data(tmp_path: Path) -> None:
     assert load_plan(str(path)) == resolve(data)
 
 
-def test_an_empty_file_is_the_default_plan(tmp_path: Path) -> None:
-    assert load_plan(written(tmp_path, "# nothing yet\n")) == Plan()
+def test_an_empty_file_is_no_plan(tmp_path: Path) -> None:
+    for text in ("", "# nothing yet\n"):
+        with pytest.raises(
+            PlanError, match=r"says nothing\. The shortest plan is one line: `preset: diloco`"
+        ):
+            load_plan(written(tmp_path, text))
+    assert load_plan(written(tmp_path, "{}\n")) == Plan()
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def test_validate_as_json(manyhands: Run) -> None:
         ("name: x\n", ["local.step=3"], "Did you mean 'steps'?"),
         ("name: x\n", ["local.steps=many"], "local.steps"),
         ("name: [\n", [], "plan.yaml"),
+        ("name: x\n", ["task.model.n_layr=3"], "Did you mean 'n_layer'?"),
+        ("", [], "plan.yaml says nothing"),
     ],
 )
 def test_bad_plans(manyhands: Run, tmp_path: Path, plan: str, overrides: list[str], words: str) -> None:

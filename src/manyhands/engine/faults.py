@@ -12,6 +12,7 @@ from manyhands.engine.world import Place, is_lost
 from manyhands.errors import PlanError, RankLost, Refused, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
+from manyhands.tasks.registry import check_task
 
 
 def check_trainable(
@@ -40,6 +41,7 @@ def check_trainable(
             f"{plan.local.batch_size // data_size * data_size or data_size} or another multiple of {data_size}"
         )
     if place.leads:
+        check_task(plan)
         _check_directory(plan, directory, resume)
 
 

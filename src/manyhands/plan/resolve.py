@@ -85,7 +85,9 @@ def read_plan_file(path: Path | str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise PlanError(f"{path}: {_yaml_fault(error)}") from None
     if content is None:
-        content = {}
+        raise PlanError(
+            f"{path} says nothing. The shortest plan is one line: `preset: diloco`; `{{}}` means the defaults."
+        )
     if not isinstance(content, dict):
         raise PlanError(f"{path}: expected keys and values, not {type(content).__name__} {shown(content)}.")
     refuse_code(content, str(path))

@@ -42,6 +42,14 @@ class Loss:
     count: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Rows for people to read, each with the same columns: a confusion table, the worst errors."""
+
+    name: str
+    rows: tuple[Mapping[str, str | int | float], ...]
+
+
 class Metrics:
     """What one evaluation accumulates beside the loss; made anew for each, so nothing is left over from the last.
 
@@ -66,6 +74,10 @@ class Metrics:
     def values(self) -> dict[str, float]:
         """Name -> figure, over everything gathered."""
         return {}
+
+    def listings(self) -> tuple[Listing, ...]:
+        """What a figure cannot say, over everything gathered."""
+        return ()
 
     def picture(self) -> bytes | None:
         """A PNG of some predictions, where people would rather look than read."""
@@ -107,16 +119,16 @@ class Task(Protocol):
 class Saved:
     """A model by itself, read from what `Task.save_pretrained` wrote, and how it is called where there is no task.
 
-    `model`: in evaluation mode, fp32, on the CPU. `call`: what a graph is made of, forward(**inputs) -> tensor; often
-    the model itself. `inputs`: an example. `axes`: by input, its dimensions that may have another size, and their
-    names.
+    `model`: in evaluation mode, fp32, on the CPU. `call`: what a graph is made of, forward(**inputs) -> one tensor, or
+    a tuple of them; often the model itself. `inputs`: an example. `axes`: by input, its dimensions that may have
+    another size, and their names.
     """
 
     model: torch.nn.Module
     call: torch.nn.Module
     inputs: Mapping[str, torch.Tensor]
     axes: Mapping[str, Mapping[int, str]]
-    output: str  # name of what `call` returns
+    outputs: tuple[str, ...]  # names of what `call` returns, in its order
 
 
 @runtime_checkable
@@ -128,8 +140,19 @@ class LoadsSaved(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksPlan(Protocol):
+    """What a TaskFamily may do too, for settings that the plan's schema alone cannot judge."""
+
+    def check(self, plan: Plan) -> None:
+        """Reads no data. Raises PlanError."""
+        ...
+
+
 class TaskFamily(Protocol):
-    """How a kind of task is prepared and opened; one per name of the registry. It may be a `LoadsSaved` too."""
+    """How a kind of task is prepared and opened; one per name of the registry. It may be a `LoadsSaved` and a
+    `ChecksPlan` too.
+    """
 
     def prepare(self, plan: Plan, directory: Path) -> Prepared:
         """Read the sources, write the materials into `directory`. Raises DataError."""

@@ -17,7 +17,7 @@ from typing import Final, cast
 from manyhands.errors import PlanError, Refused
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import CustomTask
-from manyhands.tasks.protocol import TaskFamily
+from manyhands.tasks.protocol import ChecksPlan, TaskFamily
 
 FAMILIES: Final[Mapping[str, str]] = {
     "language_model": "manyhands.tasks.language_model:FAMILY",
@@ -46,6 +46,13 @@ def family_of(plan: Plan, *, allowed: Collection[str] = ()) -> TaskFamily:
         )
     _look_here_too()
     return _load(task.target)
+
+
+def check_task(plan: Plan) -> None:
+    """Let the family of a task that is ours look at its settings, before anything is read. Raises PlanError."""
+    family = None if isinstance(plan.task, CustomTask) else family_of(plan)
+    if isinstance(family, ChecksPlan):
+        family.check(plan)
 
 
 def _look_here_too() -> None:

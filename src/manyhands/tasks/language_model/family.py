@@ -35,7 +35,7 @@ from manyhands.tasks.language_model.materials import (
     write_text_materials,
 )
 from manyhands.tasks.language_model.opened import LanguageModel
-from manyhands.tasks.model_configuration import build_model, model_configuration
+from manyhands.tasks.model_configuration import build_model, check_model, model_configuration
 from manyhands.tasks.protocol import Prepared, Task
 from manyhands.tasks.received_configuration import check_received
 from manyhands.tasks.tokenizer import RunTokenizer
@@ -47,10 +47,17 @@ FIRST_WEIGHTS = "first.safetensors"
 class LanguageModelFamily:
     """Implements tasks.protocol.TaskFamily."""
 
+    def check(self, plan: Plan) -> None:
+        """The model's keys, unless it comes with existing weights. Raises PlanError."""
+        task = _settings(plan)
+        if task.weights is None:
+            check_model(task)
+
     def prepare(self, plan: Plan, directory: Path) -> Prepared:
         """Write materials and first weights into `directory`. Raises DataError for the text, a tokenizer or existing
         weights, PlanError for the model, MissingExtra.
         """
+        self.check(plan)
         task = _settings(plan)
         directory.mkdir(parents=True, exist_ok=True)
         existing = None if task.weights is None else weights_directory(task.weights)

@@ -122,10 +122,12 @@ def _say(event: dict[str, Any]) -> None:
 def validate(plan: str, overrides: tuple[str, ...], output: str) -> None:
     """Check a plan with its overrides, and print every setting with its value, its default and its meaning."""
     from manyhands.plan.explain import describe, render
+    from manyhands.tasks.registry import check_task
     from manyhands.ui.plans import plan_from
     from manyhands.ui.terminal import print_json
 
     resolved = plan_from(plan, overrides)
+    check_task(resolved)
     if output == "table":
         click.echo(render(resolved, width=click.get_current_context().max_content_width or 110))
         return
