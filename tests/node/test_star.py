@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from manyhands.plan.compose import load_plan
+
 
 def test_two_clients_finish_and_the_ledger_says_who_did_what(
     house: Any, dummy_plan: dict[str, Any], until: Callable[..., Any]
@@ -51,6 +53,8 @@ def test_two_clients_finish_and_the_ledger_says_who_did_what(
     printed = house.command("ledger", "run", "--format", "json")
     assert printed.returncode == 0, printed.stderr
     assert json.loads(printed.stdout)
+    kept = house.server_home / "runs" / "run" / "plan.yaml"
+    assert load_plan(kept) == load_plan(house.plan_file), "what eval finds the plan of a run by"
     server.send(signal.SIGTERM)
     assert server.ended(10) == 0
 
