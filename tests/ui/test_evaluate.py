@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from manyhands.node.server.preparation import keep_plan
 from manyhands.plan.compose import load_plan
-from manyhands.plan.descriptor import Material, Parameter, RunDescriptor
-from manyhands.storage.database import open_database
-from manyhands.storage.runs import create_run
 from manyhands.ui.main import run
 
 TASK = """
@@ -86,22 +84,7 @@ def test_a_run_that_was_served_here(
     shutil.copytree(trained / "checkpoints" / "step-00000008", kept)
     shutil.rmtree(kept / "state")  # a run's checkpoints have the task's own form alone
     shutil.copytree(trained / "materials", tmp_path / "runs" / "served" / "server" / "evaluator")
-    some = Material(blob="ab" * 32, size_bytes=1)
-    descriptor = RunDescriptor(
-        run_id="served",
-        plan=load_plan(trained / "plan.yaml"),
-        plan_hash="ab" * 32,
-        samples=1,
-        parameters=(Parameter(name="w", shape=(1,)),),
-        materials={},
-        first_snapshot=some,
-        first_fingerprint="ab" * 32,
-        server_key="ab" * 32,
-    )
-    (tmp_path / "server").mkdir()
-    database = open_database(tmp_path / "server" / "manyhands.db")
-    create_run(database, "served", descriptor.model_dump_json().encode(), "")
-    database.close()
+    keep_plan(tmp_path / "runs" / "served", load_plan(trained / "plan.yaml"))
     monkeypatch.setenv("MANYHANDS_HOME", str(tmp_path))
     assert run(["eval", "served", "--format", "json"]) == 0
     served = json.loads(capsys.readouterr().out)
@@ -115,6 +98,7 @@ def test_a_checkpoint_without_its_training(
     assert run(["eval", str(trained / "checkpoints"), "--seed", "1"]) == 2
     assert "give --tasks too" in capsys.readouterr().err
     assert run(["eval", str(tmp_path / "nothing")]) == 9
+    assert "whatever --data-dir" in capsys.readouterr().err
     other = tmp_path / "alone"
     other.mkdir()
     (other / "config.json").write_text("{}", encoding="utf-8")

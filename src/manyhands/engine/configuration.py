@@ -22,10 +22,10 @@ from manyhands.engine.settings import EngineSettings, Start
 from manyhands.errors import PlanError
 from manyhands.identity.canonical import digest
 from manyhands.plan.compose import apply_overrides, compose_data
-from manyhands.plan.resolve import dump_plan, read_plan_file, resolve
+from manyhands.plan.resolve import PLAN_FILE, dump_plan, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 
-PLAN_FILE, ENGINE_FILE = "plan.yaml", "engine.yaml"
+ENGINE_FILE = "engine.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from manyhands.plan.safety import check_runnable, refuse_code
 from manyhands.plan.schema import Plan
 
 __all__ = [
+    "PLAN_FILE",
     "check_runnable",
     "dump_plan",
     "new_run_id",
@@ -34,6 +35,8 @@ __all__ = [
     "with_preset",
 ]
 
+PLAN_FILE: Final = "plan.yaml"
+"""In the directory of a training, or of a run that is served from here: its plan, every field written out."""
 MAX_FILE_BYTES: Final = 1 << 20
 _HASH_DOMAIN: Final = "manyhands plan v1"
 

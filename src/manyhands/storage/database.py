@@ -109,7 +109,8 @@ def _check_place(path: Path, create: bool) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
         else:
             raise StorageError(
-                f"database '{path}' does not exist: check the path, or start a server there first."
+                f"database '{path}' does not exist: check the path (--data-dir, if the server was started "
+                "with one), or start a server there first."
             )
     except OSError as error:
         raise StorageError(

@@ -62,7 +62,10 @@ def get_run(database: Database, run_id: str) -> StoredRun:
     runs_there = {run.run_id: run for run in list_runs(database)}
     if run_id not in runs_there:
         known = ", ".join(runs_there) or "none"
-        raise StorageError(f"run '{run_id}' is not in database '{database.path}'; it holds: {known}.")
+        raise StorageError(
+            f"run '{run_id}' is not in database '{database.path}'; it holds: {known}. The "
+            "run of a server with a --data-dir of its own is in that directory."
+        )
     return runs_there[run_id]
 
 

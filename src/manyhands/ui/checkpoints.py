@@ -39,7 +39,9 @@ def locate(where: str) -> Path:
     if not path.is_dir():
         known = [run.name for run in runs.iterdir() if run.is_dir()] if runs.is_dir() else []
         raise StorageError(
-            f"there is no directory {where!r}, and no run of that name in {runs}.{did_you_mean(where, known)}"
+            f"there is no directory {where!r}, and no run of that name in {runs}.{did_you_mean(where, known)} A run "
+            "keeps its checkpoints in the MANYHANDS_HOME of its server, whatever --data-dir that has: set it, or "
+            "give the path of a checkpoint"
         )
     newest = _newest(path) or _newest(path / "checkpoints")
     if newest is None and not any(next(path.glob(mark), None) for mark in _MARKS):
@@ -52,32 +54,18 @@ def locate(where: str) -> Path:
 
 def origin_of(checkpoint: Path) -> Origin | None:
     """That of a training, from its directory, or of a run that was served from here; None for what lies elsewhere."""
-    from manyhands.engine.configuration import PLAN_FILE, kept_configuration
+    from manyhands.engine.configuration import kept_configuration
+    from manyhands.plan.resolve import PLAN_FILE, read_plan_file, resolve
 
     training = training_of(str(checkpoint))
     if training is not None and (training / PLAN_FILE).is_file():
         return Origin(plan=kept_configuration(training).plan, materials=training / "materials")
     run = checkpoint.resolve().parent.parent
     materials = run / "server" / "evaluator"
-    plan = _served_plan(run) if materials.is_dir() else None
-    return None if plan is None else Origin(plan=plan, materials=materials)
-
-
-def _served_plan(run: Path) -> Plan | None:
-    """Of a run's directory, by the database of the server beside it."""
-    from manyhands.plan.descriptor import RunDescriptor
-    from manyhands.storage.database import open_database
-    from manyhands.storage.runs import list_runs
-
-    file = run.parent.parent / "server" / "manyhands.db"
-    if not file.is_file():
+    if not (materials.is_dir() and (run / PLAN_FILE).is_file()):
         return None
-    database = open_database(file, create=False)
-    try:
-        found = [stored.descriptor for stored in list_runs(database) if stored.run_id == run.name]
-    finally:
-        database.close()
-    return RunDescriptor.model_validate_json(found[0]).plan if found else None
+    plan = resolve(read_plan_file(run / PLAN_FILE), where=str(run / PLAN_FILE))
+    return Origin(plan=plan, materials=materials)
 
 
 def _newest(directory: Path) -> Path | None:

@@ -47,7 +47,8 @@ def configuration_from(
     kept: the directory of a training whose own configuration lies below them instead; so does that of one which
     `resume=DIR` names, where neither plan nor config is given.
     """
-    from manyhands.engine.configuration import PLAN_FILE, configure, kept_configuration
+    from manyhands.engine.configuration import configure, kept_configuration
+    from manyhands.plan.resolve import PLAN_FILE
 
     check_overrides(overrides)
     resume = next(

@@ -17,7 +17,7 @@ from manyhands.identity.keys import Identity
 from manyhands.network.blobs.store import BlobStore
 from manyhands.node.worker_process import WorkerProcess
 from manyhands.plan.descriptor import Material, Parameter, RunDescriptor
-from manyhands.plan.resolve import new_run_id, plan_hash
+from manyhands.plan.resolve import PLAN_FILE, dump_plan, new_run_id, plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.plan.signing import sign_descriptor
 from manyhands.storage.blob_index import BlobIndex
@@ -76,6 +76,13 @@ async def prepare_run(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return run_id
+
+
+def keep_plan(directory: Path, plan: Plan) -> None:
+    """Write the plan where the run's checkpoints will be: who evaluates one needs no database."""
+    aside = directory / f"{PLAN_FILE}.part"
+    aside.write_text(dump_plan(plan), encoding="utf-8")
+    aside.replace(directory / PLAN_FILE)
 
 
 async def _made(plan: Plan, work: Path, allowed_tasks: Sequence[str]) -> dict[str, Any]:

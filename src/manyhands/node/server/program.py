@@ -36,7 +36,7 @@ from manyhands.node.server.evaluator import Evaluator
 from manyhands.node.server.http import BlobGuard, api_routes
 from manyhands.node.server.limits import END_GRACE_S, Bodies, PromptHttp, PromptWebSocket
 from manyhands.node.server.narration import narrate
-from manyhands.node.server.preparation import find_run, prepare_run
+from manyhands.node.server.preparation import find_run, keep_plan, prepare_run
 from manyhands.node.server.retention import forget_old_blobs
 from manyhands.node.server.run_driver import RunDriver
 from manyhands.node.server.served_run import ServedRun
@@ -118,6 +118,7 @@ async def _open_run(
     descriptor = RunDescriptor.model_validate_json(stored.descriptor)
     directory = runs / descriptor.run_id / "server"
     (directory / "logs").mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(keep_plan, directory.parent, descriptor.plan)
     first = Snapshot(
         round=0,
         blob=BlobRef(blob=descriptor.first_snapshot.blob, size_bytes=descriptor.first_snapshot.size_bytes),
