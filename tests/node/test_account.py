@@ -37,8 +37,8 @@ CLIENT = "a" * 64
 class Run:
     """As much of a ServedRun as a view asks for."""
 
-    def __init__(self, driver: RunDriver) -> None:
-        self.driver, self.run_id, self.first = driver, "run", FIRST
+    def __init__(self, driver: RunDriver, directory: Path) -> None:
+        self.driver, self.run_id, self.first, self.directory = driver, "run", FIRST, directory
         self.descriptor = SimpleNamespace(plan=PLAN, samples=100)
 
 
@@ -63,7 +63,7 @@ def with_run(place: Path, scenario: Callable[[Any, RunViews], Any]) -> None:
         await driver.start(descriptor, FIRST)
         try:
             async with asyncio.timeout(30):
-                await scenario(Run(driver), RunViews(Sessions()))
+                await scenario(Run(driver, place), RunViews(Sessions()))
         finally:
             await driver.stop()
 
@@ -114,17 +114,54 @@ def test_a_reader_hears_of_each_incident_once_though_the_old_ones_are_forgotten(
     with_run(tmp_path, scenario)
 
 
+def test_a_restart_goes_on_from_the_kept_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account, "KEEP_EVERY_EVENTS", 10)
+    monkeypatch.setattr(account, "KEPT_INCIDENTS", 6)
+    kept = tmp_path / "account.json"
+
+    async def scenario(run: Any, _: RunViews) -> None:
+        initial = initial_state("run", PLAN, 100, FIRST)
+        await come_and_go(run.driver, 6)  # events 2 to 13
+        folded = await account.Account(run.driver, initial, kept).noted()
+        assert folded.forgotten_incidents == 6
+        read: list[int] = []
+        records = run.driver.records
+        monkeypatch.setattr(run.driver, "records", lambda after: (read.append(after), records(after))[1])
+        assert await account.Account(run.driver, initial, kept).noted() == folded
+        assert read == [9, 10], "the event that it was made from, and those after it"
+
+        others = initial_state("other", PLAN, 100, FIRST)
+        whole = kept.read_bytes()
+        moved = json.loads(whole)
+        moved[0]["seed"] += 1
+        for spoiled in (whole[:-9], b"", json.dumps(moved).encode()):
+            kept.write_bytes(spoiled)
+            assert await account.Account(run.driver, initial, kept).noted() == folded
+            assert kept.read_bytes() == whole, "made anew"
+        read.clear()
+        await account.Account(run.driver, others, kept).noted()
+        assert read == [0], "another run's"
+
+    with_run(tmp_path, scenario)
+
+
 def test_old_rounds_are_forgotten_and_read_from_the_log_when_asked_for(
-    house: Any, dummy_plan: dict[str, Any]
+    house: Any, dummy_plan: dict[str, Any], until: Callable[..., Any]
 ) -> None:
-    house.plan(dummy_plan, {"rounds.total": 8})
+    house.plan(dummy_plan, {"rounds.total": 8, "task.delay_s": 0.3})
     serving = (
         "import sys, manyhands; from manyhands.node.server import account; account.KEPT_WORKS = 7; "
+        "account.KEEP_EVERY_EVENTS = 5; "
         "manyhands.serve(manyhands.load_plan(sys.argv[1]), manyhands.ServerOptions(port=int(sys.argv[2])))"
     )
     arguments = (sys.executable, "-c", serving, str(house.plan_file), str(house.port))
     server = house.start(house.program, "server", "server-home", *arguments)
     clients = [house.client("ann", "--patient"), house.client("ben", "--patient")]
+    house.until_closed(5)
+    until((house.server_home / "runs" / "run" / "server" / "account.json").exists, "the account to be kept")
+    server.send(signal.SIGKILL)
+    server.ended()
+    server = house.start(house.program, "server", "server-home", *arguments)
     for client in clients:
         assert client.ended() == 0, client.text()
     view = house.until_phase("finished")

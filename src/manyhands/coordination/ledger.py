@@ -8,7 +8,7 @@ needs: terms, every assignment with what its client said of its start, and the c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from manyhands.coordination.effects import Closed, PhaseChanged
@@ -173,21 +173,25 @@ def recorded(round_: RoundAccount) -> RecordedRound:
     )
 
 
+@dataclass(slots=True)
 class Ledger:
     """The fold: the state so far, and what has been noted on the way. A server adds each record as it comes."""
 
-    def __init__(self, initial: RunState) -> None:
-        self.state = initial
-        self.rounds: list[RoundAccount] = []
-        self.incidents: list[Incident] = []
-        self.absences: list[Absence] = []
-        self.evaluations: list[EvaluationAccount] = []
-        self.snapshots: list[Snapshot] = list(initial.snapshots)
-        self.checkpoints: list[Checkpointed] = []
-        self.phases: list[PhaseAccount] = []
-        self.fingerprints: dict[int, Fingerprint] = {}
-        self.suspected_ms: dict[ClientId, int] = {}
-        self.ordinal_at_return: dict[int, int] = {}  # by position in `absences`
+    state: RunState
+    rounds: list[RoundAccount] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
+    absences: list[Absence] = field(default_factory=list)
+    evaluations: list[EvaluationAccount] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    checkpoints: list[Checkpointed] = field(default_factory=list)
+    phases: list[PhaseAccount] = field(default_factory=list)
+    fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
+    suspected_ms: dict[ClientId, int] = field(default_factory=dict)
+    ordinal_at_return: dict[int, int] = field(default_factory=dict)  # by position in `absences`
+
+    def __post_init__(self) -> None:
+        if not self.snapshots:
+            self.snapshots = list(self.state.snapshots)
 
     def add(self, record: Record) -> None:
         before = self.state

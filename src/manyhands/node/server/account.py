@@ -2,24 +2,28 @@
 
 In memory are the newest rounds alone (KEPT_WORKS, KEPT_INCIDENTS); all of them are read from the storage again when
 somebody asks for the whole ledger. So a run of months takes no more memory than one of days. The fold is done in a
-thread. Who waits for it waits PATIENCE_S and then takes what there is: after the restart of a long run its account
-is some time behind, and the run is not.
+thread, and kept in a file every KEEP_EVERY_EVENTS (kept_account.py), from which a restarted server goes on. Who waits
+for it waits PATIENCE_S and then takes what there is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from manyhands.coordination.ledger import Incident, Ledger, RoundAccount, account
+from manyhands.coordination.records import Record
 from manyhands.coordination.state import RunState
 from manyhands.coordination.types import ClientId, Fingerprint
+from manyhands.node.server import kept_account
 from manyhands.node.server.run_driver import RunDriver
 from manyhands.node.view import CountedView, EvaluationView, IncidentView, RoundView, UncountedView
 
@@ -27,8 +31,11 @@ KEPT_WORKS = 20_000
 """Some 50 MB, and 200 rounds of 100 clients."""
 KEPT_INCIDENTS = 2_000
 PATIENCE_S = 2.0
+KEEP_EVERY_EVENTS = 20_000
+"""What a restart reads again at most: some three seconds' fold."""
 _AT_ONCE = 1000
 
+log = logging.getLogger(__name__)
 _rounds: TypeAdapter[Any] = TypeAdapter(tuple[RoundAccount, ...])
 
 
@@ -52,10 +59,11 @@ class Noted:
 
 
 class Account:
-    """Reads the driver's log; `initial` is the state before its first event."""
+    """Reads the driver's log; `initial` is the state before its first event, `kept` the file to go on from."""
 
-    def __init__(self, driver: RunDriver, initial: RunState) -> None:
-        self._driver, self._initial = driver, initial
+    def __init__(self, driver: RunDriver, initial: RunState, kept: Path) -> None:
+        self._driver, self._initial, self._kept = driver, initial, kept
+        self._opened = False
         self._ledger = Ledger(initial)  # the thread's, as is what follows, but for the task
         self._noted = Noted()
         self._views: dict[int, RoundView] = {}
@@ -94,7 +102,38 @@ class Account:
         return rows
 
     # ------------------------------------------------------------------ the thread
+    def _open(self, until: int) -> None:
+        """Go on from what an earlier start has kept, if it is of this log."""
+        kept = kept_account.read(self._kept, self._initial.run_id)
+        if kept is None or kept.ledger.state.sequence > until:
+            return
+        if kept.follows(next(self._driver.records(kept.ledger.state.sequence - 1), None)):
+            self._ledger = kept.ledger
+            self._noted = Noted(
+                started_ms=kept.started_ms, whole=kept.whole, forgotten_incidents=kept.forgotten_incidents
+            )
+
+    def _keep(self, latest: Record) -> None:
+        """Best effort: without it a restart takes longer."""
+        noted = self._noted
+        account = kept_account.KeptAccount(
+            program=kept_account.program(),
+            run_id=self._initial.run_id,
+            seed=latest.seed,
+            started_ms=noted.started_ms,
+            whole=noted.whole,
+            forgotten_incidents=noted.forgotten_incidents,
+            ledger=self._ledger,
+        )
+        try:
+            kept_account.write(self._kept, account)
+        except OSError as error:
+            log.warning("the account of run %s is not kept: %s", account.run_id, error)
+
     def _read(self, until: int) -> None:
+        if not self._opened:
+            self._open(until)
+            self._opened = True
         for record in self._driver.records(self._ledger.state.sequence):
             if record.sequence > until or self._driver.stopping.is_set():
                 break
@@ -103,6 +142,9 @@ class Account:
                 self._noted = replace(self._noted, started_ms=record.now_ms)
             if record.sequence % _AT_ONCE == 0:
                 self._note()
+            if record.sequence % KEEP_EVERY_EVENTS == 0:
+                self._note()
+                self._keep(record)
         self._note()
 
     def _note(self) -> None:

@@ -80,7 +80,7 @@ class RunViews:
         if found is None:
             descriptor = run.descriptor
             first = initial_state(run.run_id, descriptor.plan, descriptor.samples, run.first)
-            found = self._accounts[run] = Account(run.driver, first)
+            found = self._accounts[run] = Account(run.driver, first, run.directory / "account.json")
         return found
 
     async def _look(self, run: ServedRun) -> _Shown:
