@@ -15,7 +15,7 @@ from manyhands.engine.gradients import clip, divide, global_norm
 from manyhands.engine.parallel import Parallelized
 from manyhands.engine.precision import computing_in
 from manyhands.engine.settings import Precision
-from manyhands.engine.world import ALONE, World
+from manyhands.engine.world import ALONE, Summing, World
 from manyhands.tasks.protocol import Batch, Task
 from manyhands.updates.types import Abandoned
 
@@ -72,7 +72,7 @@ def training_step(
     """
     model.model.zero_grad(set_to_none=True)
     seen = _backward(task, model, micro_batches, world, precision, reference_count, fp32_sum, abandoned)
-    loss, share = _mean_loss(seen, world)
+    loss, share = _mean_loss(seen, world.data_size)
     parameters = [p for p in model.model.parameters() if p.requires_grad]
     # A parameter without a gradient took no part in this loss.
     if not (isinstance(share, float) and share == 1.0):  # the sum of micro-batches becomes their mean
@@ -101,6 +101,7 @@ class _Seen:
     losses: torch.Tensor  # 0-d, each loss times its share
     shares: float = 0.0
     count: int = 0
+    over_data: Summing | None = None  # with several data ranks: losses and shares over all of them
 
 
 def _backward(
@@ -129,24 +130,25 @@ def _backward(
             share = (
                 loss.count / reference_count if loss.count else 0.0
             )  # 1.0 for a single one: it is not rounded
+            seen.losses += loss.mean.detach().float() * share
+            seen.shares += share
+            seen.count += loss.count
+            if last and world.data_size > 1:  # they travel while the backward pass computes
+                sums_here = torch.stack([seen.losses, torch.full_like(seen.losses, seen.shares)])
+                seen.over_data = world.start_sum_over_data(sums_here)
             (loss.mean * share).backward()  # type: ignore[no-untyped-call]
         if sums is not None:
             sums.take(last)
-        seen.losses += loss.mean.detach().float() * share
-        seen.shares += share
-        seen.count += loss.count
     return seen
 
 
-def _mean_loss(seen: _Seen, world: World) -> tuple[torch.Tensor, torch.Tensor | float]:
+def _mean_loss(seen: _Seen, data_size: int) -> tuple[torch.Tensor, torch.Tensor | float]:
     """The mean loss over all data ranks, and the mean over them of the sum of shares."""
-    if world.data_size == 1:
+    if seen.over_data is None:
         return seen.losses / seen.shares if seen.shares else seen.losses, seen.shares or 1.0
-    losses, shares = world.sum_over_data(
-        torch.stack([seen.losses, torch.full_like(seen.losses, seen.shares)])
-    )
+    losses, shares = seen.over_data()
     shares = torch.where(shares > 0, shares, 1.0)
-    return losses / shares, shares / world.data_size
+    return losses / shares, shares / data_size
 
 
 def _steer(parameters: Sequence[torch.nn.Parameter], steering: Steering) -> None:

@@ -22,6 +22,7 @@ from manyhands.engine.settings import Parallel
 from manyhands.errors import PlanError, WorkerError
 
 DATA, TENSOR = "data", "tensor"
+Summing = Callable[[], torch.Tensor]
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that dies closes its connections, which is seen at once; this is for one that hangs."""
 BACKGROUND_TIMEOUT = timedelta(hours=24)
@@ -107,6 +108,18 @@ class World:
         if self.mesh is not None and self.data_size > 1:
             dist.all_reduce(values, group=self.mesh[DATA].get_group())
         return values
+
+    def start_sum_over_data(self, values: torch.Tensor) -> Summing:
+        """As `sum_over_data`, begun now: what is returned waits for it and gives the sum."""
+        if self.mesh is None or self.data_size == 1:
+            return lambda: values
+        work = dist.all_reduce(values, group=self.mesh[DATA].get_group(), async_op=True)
+
+        def finish() -> torch.Tensor:
+            work.wait()
+            return values
+
+        return finish
 
     def largest(self, values: torch.Tensor) -> torch.Tensor:
         """In place: the elementwise maximum over all ranks."""
