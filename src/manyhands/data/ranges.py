@@ -7,7 +7,7 @@ the same data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,17 @@ from manyhands.coordination.types import IndexRange
 from manyhands.data.permutation import permute
 from manyhands.errors import DataError
 
+Order = Callable[[npt.NDArray[np.int64], int, int, int], npt.NDArray[np.int64]]
+"""(positions, total, seed, epoch) -> samples: a permutation for each total, seed and epoch."""
 
-def indices_of(ranges: Iterable[IndexRange], total: int, seed: int) -> npt.NDArray[np.int64]:
+
+def indices_of(
+    ranges: Iterable[IndexRange], total: int, seed: int, order: Order = permute
+) -> npt.NDArray[np.int64]:
     """The samples of `ranges` (int64, [n]), in the order of the ranges and of the positions within them.
 
-    `total` is the number of samples of an epoch, `seed` the plan's. Raises DataError for a range outside
-    [0, total).
+    `total` is the number of samples of an epoch, `seed` the plan's; `order`: that of an epoch. Raises DataError for
+    a range outside [0, total).
     """
     parts = []
     for piece in ranges:
@@ -31,7 +36,7 @@ def indices_of(ranges: Iterable[IndexRange], total: int, seed: int) -> npt.NDArr
                 f"{total} samples of an epoch: the assignment belongs to other data; "
                 "compare the run's materials"
             )
-        parts.append(permute(np.arange(piece.start, piece.stop, dtype=np.int64), total, seed, piece.epoch))
+        parts.append(order(np.arange(piece.start, piece.stop, dtype=np.int64), total, seed, piece.epoch))
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 

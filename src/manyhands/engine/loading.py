@@ -11,7 +11,7 @@ import torch
 
 from manyhands.data.ranges import indices_of, ranges_between
 from manyhands.engine.world import World
-from manyhands.tasks.protocol import Batch, Task
+from manyhands.tasks.protocol import Batch, OrdersSamples, Task
 
 
 def step_indices(
@@ -20,7 +20,11 @@ def step_indices(
     """This data rank's part of the samples from `first_sample` on: int64 [batch_size / data ranks]."""
     samples = task.samples()
     ranges = ranges_between(first_sample, first_sample + batch_size, samples)
-    indices: npt.NDArray[np.int64] = indices_of(ranges, samples, seed)
+    if isinstance(task, OrdersSamples):
+        own = task.order
+        indices = indices_of(ranges, samples, seed, lambda positions, _, *epoch: own(positions, *epoch))
+    else:
+        indices = indices_of(ranges, samples, seed)
     return np.split(indices, world.data_size)[world.data_rank]
 
 

@@ -99,7 +99,7 @@ CHOICES: Final[Mapping[str, Choice]] = {
         },
     ),
     "membership": Choice(tag="kind", default="open", idle={"open": ("allow",)}),
-    "data": Choice(tag="kind", default="shared"),
+    "data": Choice(tag="kind", default="shared", idle={"local": ("shards", "on_broken")}),
     "merge": Choice(tag="rule", default="mean"),
 }
 

@@ -14,7 +14,7 @@ from manyhands.config import shown
 from manyhands.errors import PlanError
 from manyhands.plan.choices import CHOICES
 from manyhands.plan.schema import Plan
-from manyhands.plan.tasks import DummyTask, GridsTask, LanguageModelTask
+from manyhands.plan.tasks import ChessEndgamesTask, DummyTask, GridsTask, LanguageModelTask
 
 Rule = Callable[[Plan], str | None]
 
@@ -74,6 +74,23 @@ def no_local_data(plan: Plan) -> str | None:
     return (
         f"'data.kind' is 'local': no task but dummy can work on its owner's data yet, and this one is "
         f"'{plan.task.name}'; expected 'shared'."
+    )
+
+
+def shards_hold_samples(plan: Plan) -> str | None:
+    """`data.shards` is for tasks with samples, which dummy has not."""
+    if plan.data.shards is None or not isinstance(plan.task, DummyTask):
+        return None
+    return f"'data.shards' is {shown(plan.data.shards)}, and the task dummy has no samples: leave it out."
+
+
+def broken_shards_are_of_shards(plan: Plan) -> str | None:
+    """`data.on_broken` is for `data.shards`."""
+    if plan.data.on_broken == "stop" or plan.data.shards is not None:
+        return None
+    return (
+        f"'data.on_broken' is '{plan.data.on_broken}', which is for shards: give data.shards, or leave it out; text, "
+        "tables and grids have a setting of their own."
     )
 
 
@@ -237,10 +254,10 @@ def validation_has_one_source(plan: Plan) -> str | None:
     )
 
 
-def grid_heads_divide_the_width(plan: Plan) -> str | None:
-    """The heads of a grids model (`task.model.heads`) divide its width."""
+def heads_divide_the_width(plan: Plan) -> str | None:
+    """The heads of a model for grids or chess endgames (`task.model.heads`) divide its width."""
     task = plan.task
-    if not isinstance(task, GridsTask) or task.model.width % task.model.heads == 0:
+    if not isinstance(task, GridsTask | ChessEndgamesTask) or task.model.width % task.model.heads == 0:
         return None
     width = task.model.width
     choices = [str(heads) for heads in range(1, min(width, 32) + 1) if width % heads == 0]
@@ -332,6 +349,8 @@ RULES: Final[tuple[Rule, ...]] = (
     no_late_apply,
     no_changing_buffers,
     no_local_data,
+    shards_hold_samples,
+    broken_shards_are_of_shards,
     control_variate_needs_plain_sgd,
     control_variate_without_proximal,
     gradient_without_schedule,
@@ -344,7 +363,7 @@ RULES: Final[tuple[Rule, ...]] = (
     tokenizer_file_is_named,
     adapter_has_weights,
     validation_has_one_source,
-    grid_heads_divide_the_width,
+    heads_divide_the_width,
     grid_sets_are_distinct,
     generated_grids_are_used,
     clients_within_bounds,

@@ -46,12 +46,17 @@ def refuse_code(data: Any, where: str) -> None:
 
 
 def check_runnable(plan: Plan, allowed_targets: Collection[str] = ()) -> None:
-    """What a client checks before it works on a plan that somebody else wrote.
+    """What a server checks before it serves a plan, and a client before it works on one that somebody else wrote.
 
-    Raises PlanError when the plan names code to run: a custom task that this client's owner has not allowed
-    by its full target, or anything that `refuse_code` finds.
+    Raises PlanError for data in shards, and when the plan names code to run: a custom task that this client's owner
+    has not allowed by its full target, or anything that `refuse_code` finds.
     """
     refuse_code(plan.model_dump(), "plan")
+    if plan.data.shards is not None:
+        raise PlanError(
+            f"'data.shards' is {shown(plan.data.shards)}: runs of several machines do not read shards yet; leave it "
+            "out, or train on your own devices with `manyhands train`."
+        )
     if isinstance(plan.task, CustomTask) and plan.task.target not in allowed_targets:
         allowed = ", ".join(sorted(allowed_targets)) or "none"
         raise PlanError(

@@ -182,6 +182,12 @@ class Data(Settings):
     kind: Literal["shared", "local"] = "shared"
     """shared: everybody can reach all samples, the coordinator hands out ranges of indices; local: data stays
     with its owner, an assignment is a number of steps."""
+    shards: str | None = None
+    """A directory that `manyhands shards` made: samples are read from there, for `manyhands train`, and the task's
+    own sources are not; null: the task reads its sources."""
+    on_broken: Literal["stop", "skip"] = "stop"
+    """A shard that is missing or broken: stop when it is read, naming file and row group; or verify all of them
+    first, and leave out those that are broken, counted and named in the training's shards.json."""
 
 
 class Evaluation(Settings):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from manyhands.config import Settings
+from manyhands.plan.chess_endgames import ChessEndgamesTask as ChessEndgamesTask
+from manyhands.plan.chess_endgames import EndgameLoss as EndgameLoss
+from manyhands.plan.chess_endgames import EndgameModel as EndgameModel
 from manyhands.plan.grids import GeneratedGrids as GeneratedGrids
 from manyhands.plan.grids import GridSet as GridSet
 from manyhands.plan.grids import GridsTask as GridsTask
@@ -50,7 +54,16 @@ class CustomTask(Settings):
     """Handed to the task as it is."""
 
 
+MODEL_SETTINGS: Final[Mapping[str, frozenset[str]]] = {
+    "language_model": frozenset({"weights", "adapter", "model_type", "model"}),
+    "grids": frozenset({"model"}),
+    "chess_endgames": frozenset({"model", "loss"}),
+    "tabular": frozenset({"hidden_sizes"}),
+    "survival": frozenset({"hidden_sizes"}),
+}
+"""name -> the settings of a task that its samples do not depend on: they may change over shards that are made."""
+
 TaskSettings = Annotated[
-    LanguageModelTask | GridsTask | TabularTask | SurvivalTask | DummyTask | CustomTask,
+    LanguageModelTask | GridsTask | ChessEndgamesTask | TabularTask | SurvivalTask | DummyTask | CustomTask,
     Field(discriminator="name"),
 ]

@@ -149,6 +149,39 @@ class ChecksPlan(Protocol):
         ...
 
 
+@runtime_checkable
+class OrdersSamples(Protocol):
+    """What a Task may do too: have an order of its training samples, other than data/permutation.py's."""
+
+    def order(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """The samples at these positions (int64 [n]) of an epoch: int64 [n]. A permutation of all samples for each
+        seed and epoch, and a function of the arguments alone.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsDataApart(Protocol):
+    """What a TaskFamily may do too, so that shards of its samples need neither all of its materials nor one model.
+
+    Beside the shards of other families all materials and the first weights are kept, and no setting of the task may
+    be changed when they are trained on.
+    """
+
+    def without_data(self, plan: Plan, materials: Path, directory: Path) -> None:
+        """Write into `directory` of the materials what `prepare_model` and `open` need when samples are read
+        elsewhere: little or none of the data itself.
+        """
+        ...
+
+    def prepare_model(self, plan: Plan, directory: Path) -> Prepared:
+        """The last part of `prepare`, over what `without_data` wrote: materials and first weights of the model of
+        this plan, which may be another than that of the shards. `samples` counts nothing. Raises PlanError,
+        DataError.
+        """
+        ...
+
+
 class TaskFamily(Protocol):
     """How a kind of task is prepared and opened; one per name of the registry. It may be a `LoadsSaved` and a
     `ChecksPlan` too.

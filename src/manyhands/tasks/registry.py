@@ -22,6 +22,7 @@ from manyhands.tasks.protocol import ChecksPlan, TaskFamily
 FAMILIES: Final[Mapping[str, str]] = {
     "language_model": "manyhands.tasks.language_model:FAMILY",
     "grids": "manyhands.tasks.grids:FAMILY",
+    "chess_endgames": "manyhands.tasks.chess_endgames.task:FAMILY",
     "tabular": "manyhands.tasks.tabular:FAMILY",
     "survival": "manyhands.tasks.survival:FAMILY",
     "dummy": "manyhands.tasks.dummy:FAMILY",
@@ -30,11 +31,20 @@ FAMILIES: Final[Mapping[str, str]] = {
 
 
 def family_of(plan: Plan, *, allowed: Collection[str] = ()) -> TaskFamily:
-    """The family of a plan's task.
+    """The family of a plan's task; with `data.shards`, one whose samples come from there.
 
     `allowed`: targets of custom tasks that may be imported here. Raises Refused for any other, PlanError
     for a target that cannot be imported or is no TaskFamily.
     """
+    family = _own_family(plan, allowed)
+    if plan.data.shards is None:
+        return family
+    from manyhands.tasks.sharded import ShardedFamily  # it loads torch
+
+    return ShardedFamily(family)
+
+
+def _own_family(plan: Plan, allowed: Collection[str]) -> TaskFamily:
     task = plan.task
     if not isinstance(task, CustomTask):
         return _load(FAMILIES[task.name])

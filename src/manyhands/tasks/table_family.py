@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,13 +115,34 @@ class TableFamily(ABC, Generic[Settings]):
         _write_json(directory / RECORD, _record(task, rows, split, loaded, faults))
         for name, arrays in loaded.splits.items():
             save_file({key: torch.from_numpy(value) for key, value in arrays.items()}, directory / DATA[name])
+        return self._with_model(plan.seed, directory, len(loaded.splits[TRAINING][FEATURES]))
+
+    def without_data(self, plan: Plan, materials: Path, directory: Path) -> None:  # noqa: ARG002
+        """How columns became features, the record, and one row of each split."""
+        for name in (STATISTICS, TABLE, RECORD):
+            shutil.copyfile(materials / name, directory / name)
+        for name in DATA.values():
+            save_file(
+                {key: rows[:1].clone() for key, rows in _rows_of(materials / name).items()}, directory / name
+            )
+
+    def prepare_model(self, plan: Plan, directory: Path) -> Prepared:
+        """Other hidden layers over the same rows. Raises DataError, PlanError."""
+        task = self._settings(plan)
+        table, _ = read_description(directory)
+        _write_json(directory / TABLE, {**table, "hidden_sizes": list(task.hidden_sizes)})
+        return self._with_model(plan.seed, directory, 0)
+
+    def _with_model(self, seed: int, directory: Path, samples: int) -> Prepared:
+        """Write the first weights of the model that table.json describes."""
+        table, statistics = read_description(directory)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.seed)
-            parameters = dict(model_of(loaded.table, len(loaded.statistics.features())).named_parameters())
+            torch.manual_seed(seed)
+            parameters = dict(model_of(table, len(statistics.features())).named_parameters())
         save_file({name: p.detach() for name, p in parameters.items()}, directory / FIRST_WEIGHTS)
         return Prepared(
             materials={name: directory / name for name in (*DATA.values(), STATISTICS, TABLE, RECORD)},
-            samples=len(loaded.splits[TRAINING][FEATURES]),
+            samples=samples,
             parameters=tuple(Parameter(name=name, shape=tuple(p.shape)) for name, p in parameters.items()),
             first_weights=directory / FIRST_WEIGHTS,
         )
@@ -129,10 +151,7 @@ class TableFamily(ABC, Generic[Settings]):
         """The task over materials that `prepare` wrote. Raises DataError if one is missing or not whole."""
         self._settings(plan)
         table, statistics = read_description(materials)
-        try:
-            splits = {name: load_file(materials / file) for name, file in DATA.items()}
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"the table in {materials}: {error}; fetch the run's materials again") from error
+        splits = {name: _rows_of(materials / file) for name, file in DATA.items()}
         return self.make(table, statistics, splits)
 
     def _settings(self, plan: Plan) -> Settings:
@@ -217,6 +236,14 @@ class TableFamily(ABC, Generic[Settings]):
                 faults.found(rows.places[i], str(error))
                 broken[i] = True
         return answers, answered, broken
+
+
+def _rows_of(file: Path) -> dict[str, torch.Tensor]:
+    """Features and answers of a split. Raises DataError."""
+    try:
+        return dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"the table in {file}: {error}; fetch the run's materials again") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

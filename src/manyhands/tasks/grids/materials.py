@@ -85,6 +85,15 @@ def open_arrays(directory: Path, name: str, size: int) -> PuzzleArrays:
     return PuzzleArrays(cells=cells, puzzles=table)
 
 
+def keep_first_puzzle(materials: Path, directory: Path, name: str, size: int) -> None:
+    """Write into `directory` the arrays of a set with its first puzzle alone. Raises DataError."""
+    arrays = open_arrays(materials, name, size)
+    first, pairs, tests = arrays.puzzles[0].tolist()
+    table = np.array([[0, pairs, tests]], dtype="<i4")
+    for file, array in zip(names_of(name), (arrays.cells[first : first + pairs], table), strict=True):
+        np.save(directory / file, array, allow_pickle=False)
+
+
 def _map(file: Path) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)

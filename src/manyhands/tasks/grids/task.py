@@ -14,6 +14,7 @@ are asked as they are, and the first pairs of the puzzle are shown.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from manyhands.tasks.grids.materials import (
     ORIGINS,
     RECORD,
     PuzzleArrays,
+    keep_first_puzzle,
     names_of,
     open_arrays,
     read_record,
@@ -67,9 +69,26 @@ class GridsFamily:
             write_arrays(directory, name, sets[name], task.size)
             records.append({"name": name, "source": source, "puzzles": len(sets[name]), **record})
         write_records(directory, {"version": 1, "size": task.size, "sets": records}, sets)
+        samples = task.variants * sum(len(puzzle.pairs) for puzzle in sets[TRAINING])
+        return self._with_model(task, plan.seed, directory, tuple(sets), samples)
 
+    def without_data(self, plan: Plan, materials: Path, directory: Path) -> None:
+        """The records, and the first puzzle of each set."""
+        for file in (RECORD, ORIGINS):
+            shutil.copyfile(materials / file, directory / file)
+        for part in read_record(materials)["sets"]:
+            keep_first_puzzle(materials, directory, part["name"], _settings(plan).size)
+
+    def prepare_model(self, plan: Plan, directory: Path) -> Prepared:
+        """Another model over the same puzzles. Raises DataError, PlanError."""
+        names = tuple(part["name"] for part in read_record(directory)["sets"])
+        return self._with_model(_settings(plan), plan.seed, directory, names, 0)
+
+    def _with_model(
+        self, task: GridsTask, seed: int, directory: Path, sets: tuple[str, ...], samples: int
+    ) -> Prepared:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.seed)
+            torch.manual_seed(seed)
             parameters = dict(_model(task).named_parameters())
         save_file(
             {name: p.detach().contiguous() for name, p in parameters.items()}, directory / FIRST_WEIGHTS
@@ -77,7 +96,7 @@ class GridsFamily:
         names = [RECORD, ORIGINS, *(file for name in sets for file in names_of(name))]
         return Prepared(
             materials={name: directory / name for name in names},
-            samples=task.variants * sum(len(puzzle.pairs) for puzzle in sets[TRAINING]),
+            samples=samples,
             parameters=tuple(Parameter(name=name, shape=tuple(p.shape)) for name, p in parameters.items()),
             first_weights=directory / FIRST_WEIGHTS,
         )

@@ -8,6 +8,7 @@ it in the run's snapshots, those that an adapter leaves frozen too.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as FastTokenizer
 
-from manyhands.data.tokens import open_tokens
+from manyhands.data.tokens import open_tokens, write_tokens
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.language_model import LanguageModelTask
@@ -58,11 +59,36 @@ class LanguageModelFamily:
         weights, PlanError for the model, MissingExtra.
         """
         self.check(plan)
-        task = _settings(plan)
         directory.mkdir(parents=True, exist_ok=True)
+        text = write_text_materials(_settings(plan), directory)
+        return self._with_model(
+            plan, directory, text.samples, vocabulary_size=text.tokenizer.size, end_id=text.tokenizer.end_id
+        )
+
+    def without_data(self, plan: Plan, materials: Path, directory: Path) -> None:
+        """The tokenizer, the record of the text, the model's description, and one sample of each side's tokens."""
+        for name in (TOKENIZER, SPLIT, MODEL):
+            shutil.copyfile(materials / name, directory / name)
+        vocabulary_size = RunTokenizer(fast=_tokenizer(materials)).size
+        for name in (TRAIN_TOKENS, VALIDATION_TOKENS):
+            sample = open_tokens(materials / name)[: _settings(plan).block_size + 1]
+            write_tokens(directory / name, [sample], vocabulary_size)
+
+    def prepare_model(self, plan: Plan, directory: Path) -> Prepared:
+        """Another model over the same tokens. Raises DataError for materials or existing weights, PlanError for the
+        model, MissingExtra.
+        """
+        self.check(plan)
+        size = RunTokenizer(fast=_tokenizer(directory)).size
+        end_id = _configuration(directory)[
+            "eos_token_id"
+        ]  # of a tokenizer from elsewhere it stands here alone
+        return self._with_model(plan, directory, 0, vocabulary_size=size, end_id=end_id)
+
+    def _with_model(self, plan: Plan, directory: Path, samples: int, **tokens: int) -> Prepared:
+        """Write the model's description and the first weights. `tokens`: vocabulary_size and end_id."""
+        task = _settings(plan)
         existing = None if task.weights is None else weights_directory(task.weights)
-        text = write_text_materials(task, directory)
-        tokens = {"vocabulary_size": text.tokenizer.size, "end_id": text.tokenizer.end_id}
         if existing is None:
             configuration = model_configuration(task, **tokens)
         else:
@@ -78,7 +104,7 @@ class LanguageModelFamily:
         materials = (TRAIN_TOKENS, VALIDATION_TOKENS, TOKENIZER, SPLIT, MODEL)
         return Prepared(
             materials={name: directory / name for name in materials},
-            samples=text.samples,
+            samples=samples,
             parameters=tuple(
                 Parameter(name=name, shape=tuple(tensor.shape), trainable=tensor.requires_grad)
                 for name, tensor in parameters.items()
@@ -91,17 +117,7 @@ class LanguageModelFamily:
         plan implies; PlanError if one names code.
         """
         settings = _settings(plan)
-        try:
-            configuration = json.loads((materials / MODEL).read_text(encoding="utf-8"))
-            tokenizer = FastTokenizer.from_file(str(materials / TOKENIZER))
-        except OSError as error:
-            raise DataError(
-                f"material {error.filename}: {error.strerror}; prepare or fetch the run's materials"
-            ) from error
-        except Exception as error:  # tokenizers raises bare Exceptions
-            raise DataError(
-                f"material {materials / TOKENIZER} or {MODEL}: {error}; fetch the run's materials again"
-            ) from error
+        configuration, tokenizer = _configuration(materials), _tokenizer(materials)
         check_received(
             configuration,
             settings,
@@ -127,6 +143,28 @@ def _settings(plan: Plan) -> LanguageModelTask:
     if not isinstance(plan.task, LanguageModelTask):
         raise PlanError(f"task.name is {plan.task.name!r}, and this is the family of language_model")
     return plan.task
+
+
+def _configuration(materials: Path) -> dict[str, Any]:
+    """The model's. Raises DataError."""
+    try:
+        return dict(json.loads((materials / MODEL).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise DataError(
+            f"material {error.filename}: {error.strerror}; prepare or fetch the run's materials"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"material {materials / MODEL}: {error}; fetch the run's materials again") from error
+
+
+def _tokenizer(materials: Path) -> FastTokenizer:
+    """Raises DataError."""
+    try:
+        return FastTokenizer.from_file(str(materials / TOKENIZER))
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise DataError(
+            f"material {materials / TOKENIZER}: {error}; prepare the run's materials, or fetch them again"
+        ) from error
 
 
 def _absolute(weights: str | None) -> str | None:
