@@ -12,12 +12,15 @@ import pytest
 import manyhands
 
 PUBLIC = [
+    "ChessEndgamesTask",
     "ClientOptions",
     "Codec",
     "CustomTask",
     "Data",
     "DummyTask",
     "Evaluation",
+    "EndgameLoss",
+    "EndgameModel",
     "Features",
     "GeneratedGrids",
     "GridSet",
@@ -69,7 +72,7 @@ def test_each_is_there_and_documented(name: str) -> None:
 
 
 def test_an_unknown_name_says_what_there_is() -> None:
-    with pytest.raises(AttributeError, match="public names: ClientOptions, Codec"):
+    with pytest.raises(AttributeError, match="public names: ChessEndgamesTask, ClientOptions"):
         _ = manyhands.trainn
 
 

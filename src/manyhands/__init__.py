@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from manyhands.identity.keys import Identity
     from manyhands.node.client import ClientOptions, join
     from manyhands.node.server import ServerOptions, serve
+    from manyhands.plan.chess_endgames import ChessEndgamesTask, EndgameLoss, EndgameModel
     from manyhands.plan.compose import load_plan
     from manyhands.plan.grids import GeneratedGrids, GridSet, GridsTask, PixelModel
     from manyhands.plan.resolve import resolve
@@ -50,6 +51,7 @@ _HOMES = {
     "manyhands.identity.keys": ("Identity",),
     "manyhands.node.client": ("ClientOptions", "join"),
     "manyhands.node.server": ("ServerOptions", "serve"),
+    "manyhands.plan.chess_endgames": ("ChessEndgamesTask", "EndgameLoss", "EndgameModel"),
     "manyhands.plan.grids": ("GeneratedGrids", "GridSet", "GridsTask", "PixelModel"),
     "manyhands.plan.compose": ("load_plan",),
     "manyhands.plan.resolve": ("resolve",),
@@ -73,12 +75,15 @@ _HOMES = {
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ChessEndgamesTask",
     "ClientOptions",
     "Codec",
     "CustomTask",
     "Data",
     "DummyTask",
     "Evaluation",
+    "EndgameLoss",
+    "EndgameModel",
     "Features",
     "GeneratedGrids",
     "GridSet",

@@ -116,12 +116,13 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
             "hidden_size",
         ),
     ],
-    "grid_heads_divide_the_width": [
+    "heads_divide_the_width": [
         (
-            {"task": {"name": "grids", "model": {"width": 12, "heads": 3}}},
-            {"task": {"name": "grids", "model": {"width": 12, "heads": 5}}},
+            {"task": {"name": name, "model": {"width": 12, "heads": 3}}},
+            {"task": {"name": name, "model": {"width": 12, "heads": 5}}},
             "'task.model.heads' is 5.*width 12: choose 1, 2, 3, 4, 6 or 12",
         )
+        for name in ("grids", "chess_endgames")
     ],
     "grid_sets_are_distinct": [
         (

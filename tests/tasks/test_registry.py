@@ -9,6 +9,7 @@ import pytest
 from manyhands.errors import PlanError, Refused
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import (
+    ChessEndgamesTask,
     CustomTask,
     DummyTask,
     GridsTask,
@@ -20,8 +21,16 @@ from manyhands.tasks.registry import FAMILIES, family_of
 
 
 def test_every_task_of_the_schema_has_a_family() -> None:
-    assert set(FAMILIES) == {"language_model", "grids", "tabular", "survival", "dummy"}
-    for task in (LanguageModelTask(), GridsTask(), TabularTask(), SurvivalTask(), DummyTask()):
+    tasks = (
+        LanguageModelTask(),
+        GridsTask(),
+        ChessEndgamesTask(),
+        TabularTask(),
+        SurvivalTask(),
+        DummyTask(),
+    )
+    assert set(FAMILIES) == {task.name for task in tasks}
+    for task in tasks:
         family = family_of(Plan(task=task))
         assert callable(family.prepare)
         assert callable(family.open)

@@ -77,7 +77,7 @@ def export_onnx(saved: Saved, file: Path, *, half: bool = False) -> Exported:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         program.save(str(aside))
-        difference, largest = _compared(runtime, aside, saved.output, asked, expected, half=half)
+        difference, largest = _compared(runtime, aside, saved.outputs, asked, expected, half=half)
         if beside.exists():  # the graph names the file beside it
             aside.unlink()
             beside.unlink()
@@ -99,11 +99,12 @@ def _packages() -> ModuleType:
     return optional("onnxruntime", extra=EXTRA, option="--to onnx")
 
 
-def _expected(saved: Saved, inputs: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:
+def _expected(saved: Saved, inputs: Mapping[str, torch.Tensor]) -> list[npt.NDArray[np.float32]]:
     try:
         with torch.inference_mode():
-            outputs: torch.Tensor = saved.call(**inputs)
-        return outputs.float().numpy()
+            outputs: torch.Tensor | tuple[torch.Tensor, ...] = saved.call(**inputs)
+        several = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        return [output.float().numpy() for output in several]
     except Exception as error:  # the boundary to a user's own model
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         raise DataError(
@@ -121,7 +122,7 @@ def _traced(saved: Saved, inputs: Mapping[str, torch.Tensor]) -> Any:
                 kwargs=dict(inputs),
                 dynamo=True,
                 dynamic_shapes={name: dict(saved.axes.get(name, {})) for name in inputs},
-                output_names=[saved.output],
+                output_names=list(saved.outputs),
                 verbose=False,
             )
     except Exception as error:  # of torch.export and of any operator of a user's own model
@@ -134,37 +135,43 @@ def _traced(saved: Saved, inputs: Mapping[str, torch.Tensor]) -> Any:
 def _compared(
     runtime: ModuleType,
     file: Path,
-    output: str,
+    names: Sequence[str],
     asked: Sequence[Mapping[str, torch.Tensor]],
-    expected: list[npt.NDArray[np.float32]],
+    expected: Sequence[Sequence[npt.NDArray[np.float32]]],
     *,
     half: bool,
 ) -> tuple[float, float]:
-    """The largest difference and the largest output. Raises DataError where the difference is too large."""
-    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    """The largest difference and the largest output. Raises DataError where an output differs too much, as a share of
+    its largest.
+    """
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # it warns of what it does not precompute in half precision
+    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     taken = {
         entry.name for entry in session.get_inputs()
     }  # an input that changes nothing is not in the graph
-    difference = largest = 0.0
+    difference, largest = [0.0] * len(names), [0.0] * len(names)
     for inputs, wanted in zip(asked, expected, strict=True):
         given = {name: value.numpy() for name, value in inputs.items() if name in taken}
         try:
-            (got,) = session.run([output], given)
+            got = session.run(list(names), given)
         except Exception as error:  # onnxruntime has no exceptions of its own to name
             shapes = {name: tuple(value.shape) for name, value in inputs.items()}
             raise DataError(
                 f"the graph does not run at {shapes}: {' '.join(str(error).split())[:300]}; name only axes that the "
                 "model leaves free"
             ) from error
-        difference = max(difference, float(np.abs(got.astype(np.float32) - wanted).max()))
-        largest = max(largest, float(np.abs(wanted).max()))
-    allowed = TOLERANCE[half] * max(largest, 1e-6)
-    if not difference <= allowed:  # a difference that is no number is too large as well
-        raise DataError(
-            f"the ONNX graph differs from torch by {difference:.3g}, more than {allowed:.3g} at outputs up to "
-            f"{largest:.3g}: nothing was written" + ("; export without --fp16" if half else "")
-        )
-    return difference, largest
+        for i, (ours, theirs) in enumerate(zip(wanted, got, strict=True)):
+            difference[i] = float(np.maximum(difference[i], np.abs(theirs.astype(np.float32) - ours).max()))
+            largest[i] = max(largest[i], float(np.abs(ours).max()))
+    for name, far, size in zip(names, difference, largest, strict=True):
+        allowed = TOLERANCE[half] * max(size, 1e-6)
+        if not far <= allowed:  # a difference that is no number is too large as well
+            raise DataError(
+                f"the ONNX graph's {name} differs from torch by {far:.3g}, more than {allowed:.3g} at outputs up to "
+                f"{size:.3g}: nothing was written" + ("; export without --fp16" if half else "")
+            )
+    return max(difference), max(largest)
 
 
 def _other_shapes(saved: Saved) -> dict[str, torch.Tensor]:

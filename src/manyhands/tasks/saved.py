@@ -18,6 +18,7 @@ from manyhands.tasks.protocol import LoadsSaved, Saved, TaskFamily
 _LOADERS: Final[Mapping[str, str]] = {
     "language_model": "manyhands.tasks.language_model.saved",
     "grids": "manyhands.tasks.grids.saved",
+    "chess_endgames": "manyhands.tasks.chess_endgames.saved",
     "tabular": "manyhands.tasks.saved_table",
     "survival": "manyhands.tasks.saved_table",
 }

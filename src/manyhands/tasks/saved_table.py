@@ -32,5 +32,5 @@ def load_saved(directory: Path) -> Saved:
         call=model,
         inputs={FEATURES: features_NF},
         axes={FEATURES: {0: "batch"}},
-        output="outputs",
+        outputs=("outputs",),
     )

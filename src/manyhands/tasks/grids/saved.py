@@ -39,5 +39,5 @@ def load_saved(directory: Path) -> Saved:
             "context_outputs": several,
             "context_mask": several,
         },
-        output="logits",
+        outputs=("logits",),
     )

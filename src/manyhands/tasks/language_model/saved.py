@@ -40,7 +40,7 @@ def load_saved(directory: Path) -> Saved:
         call=Logits(model).eval(),
         inputs={"input_ids": ids_BT},
         axes={"input_ids": {0: "batch", 1: "sequence"}},
-        output="logits",
+        outputs=("logits",),
     )
 
 

@@ -151,7 +151,7 @@ class MyFamily:
         model = MyModel(features, width, len(weights["last.bias"])).eval()
         model.load_state_dict(weights)
         x = torch.linspace(-1, 1, 4 * features).view(4, features)
-        return Saved(model=model, call=model, inputs={"x": x}, axes={"x": {0: "batch"}}, output="logits")
+        return Saved(model=model, call=model, inputs={"x": x}, axes={"x": {0: "batch"}}, outputs=("logits",))
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
