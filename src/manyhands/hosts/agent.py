@@ -1,0 +1,264 @@
+"""The agent on the host, from here: requests with their answers, in order, over one channel.
+
+Its text goes with the channel, so it is always of this version and leaves nothing on the host. Nothing but a Python
+is needed there: that of the environment which `hosts setup` has made, else the one in the hosts' file, else python3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Final
+
+from manyhands.errors import ManyhandsError, ProtocolError, ServerUnreachable, StorageError, WorkerError
+from manyhands.hosts.connection import Channel, Connection
+from manyhands.hosts.docker import without_terminal
+from manyhands.hosts.hosts_file import Host
+from manyhands.hosts.on_host.frames import MARK
+
+AGENT: Final = ("processes", "frames", "facts", "files", "trainings", "serve")
+SUPERVISOR: Final = ("processes", "supervisor")
+BEGIN_S: Final = 20.0
+_AHEAD_BYTES: Final = 32 << 20
+"""Answers that wait for their reader; then the host waits."""
+_NO_PYTHON: Final = 127
+_BOOT: Final = (
+    "import sys;sys.path[:1]=[];f=open(0,'rb');t=f.read(int(f.readline()));g={'__name__':'on_host'};"
+    "exec(compile(t,'on_host','exec'),g);g['serve'](f)"
+)
+
+
+def program(modules: tuple[str, ...]) -> str:
+    """The modules of on_host/ as one text, without the imports among them."""
+    parts = ["from __future__ import annotations\n"]
+    for name in modules:
+        text = files("manyhands.hosts.on_host").joinpath(f"{name}.py").read_text(encoding="utf-8")
+        text = text.replace("from __future__ import annotations\n", "")
+        parts.append(re.sub(r"^from manyhands\.hosts\.on_host\.\w+ import [^\n(]+\n", "", text, flags=re.M))
+    return "\n\n".join(parts)
+
+
+def environment_of(host: Host) -> str:
+    """The directory of the environment that `hosts setup` makes, as the host sees it."""
+    return f"{host.work_dir.rstrip('/')}/venv"
+
+
+def command_for(host: Host, *, docker: bool = False, python: str | None = None) -> str:
+    """A command line for the login shell of the host that starts an agent there, or in its container."""
+    candidates = [python] if python else [f"{environment_of(host)}/bin/python", "python3", "python"]
+    words = " ".join(_in_shell(name) for name in candidates)
+    script = (
+        f'for p in {words}; do if command -v "$p" >/dev/null 2>&1; then exec "$p" -c {shlex.quote(_BOOT)}; fi; done; '
+        f"exit {_NO_PYTHON}"
+    )
+    words_before = (
+        without_terminal(host.docker_launch_command) if docker and host.docker_launch_command else []
+    )
+    return shlex.join([*words_before, "sh", "-c", script])
+
+
+def _in_shell(path: str) -> str:
+    """Quoted, but for a leading `~`, which stands for the home directory there."""
+    if path == "~" or path.startswith("~/"):
+        return '"$HOME"' + (shlex.quote(path[1:]) if path[1:] else "")
+    return shlex.quote(path)
+
+
+@dataclass(slots=True)
+class Answer:
+    """One frame of the host."""
+
+    fields: dict[str, Any]
+    body: bytearray
+
+
+class Agent:
+    """Requests to one agent. One at a time is being answered; more may be waiting."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._answers: asyncio.Queue[Answer | None] = asyncio.Queue()
+        self._frames = _Frames(self._arrived)
+        self._channel: Channel | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._begun = asyncio.Event()
+        self._complaints = b""
+        self._ended: str | None = None
+        self._waiting_bytes = 0
+        self._turn = asyncio.Lock()
+
+    # ------------------------------------------------------------------ connection.Receiver
+    def received(self, data: bytes) -> None:
+        self._frames.feed(data)
+        if self._frames.marked:
+            self._begun.set()
+
+    def complained(self, data: bytes) -> None:
+        self._complaints = (self._complaints + data)[-4000:]
+
+    def may_write(self, may: bool) -> None:
+        (self._writable.set if may else self._writable.clear)()
+
+    def closed(self, reason: str | None) -> None:
+        self._ended = reason or "the agent on the host has ended"
+        self._begun.set()
+        self._writable.set()
+        self._answers.put_nowait(None)
+
+    def _arrived(self, answer: Answer) -> None:
+        self._answers.put_nowait(answer)
+        self._waiting_bytes += len(answer.body)
+        if self._waiting_bytes > _AHEAD_BYTES and self._channel is not None:
+            self._channel.read_on(False)
+
+    # ------------------------------------------------------------------ requests
+    async def begin(self, connection: Connection, command: str) -> None:
+        """Start it. Raises WorkerError where there is no Python, or the container cannot be entered."""
+        self._channel = await connection.open(command, self)
+        text = program(AGENT).encode()
+        self._channel.write(f"{len(text)}\n".encode() + text)
+        try:
+            await asyncio.wait_for(self._begun.wait(), BEGIN_S)
+        except TimeoutError:
+            self._ended = f"it did not answer within {BEGIN_S:.0f} s"
+        if self._frames.marked:
+            return
+        await asyncio.sleep(0.05)  # what it says in the end may still be on its way
+        said = (self._complaints + b"\n" + self._frames.before).decode("utf-8", "replace").strip()
+        if said:
+            raise WorkerError(f"{self._host.host_name}: nothing can be run there:\n{said[-1500:]}")
+        python = self._host.python or f"{environment_of(self._host)}/bin/python or python3"
+        raise WorkerError(
+            f"{self._host.host_name} has no Python at {python}: install Python 3.11 or later there, or name one in "
+            '"Python" of the hosts\' file'
+        )
+
+    async def ask(self, op: str, body: bytes = b"", **fields: Any) -> dict[str, Any]:
+        """One request with one answer. Raises StorageError for a fault of the host's disk, ServerUnreachable."""
+        async with self._turn:
+            await self._send(op, body, fields)
+            return (await self._next(op)).fields
+
+    async def stream(self, op: str, **fields: Any) -> AsyncIterator[Answer]:
+        """One request with many answers; the last one, which does not say `more`, comes as well."""
+        async with self._turn:
+            await self._send(op, b"", fields)
+            while True:
+                answer = await self._next(op)
+                yield answer
+                if not answer.fields.get("more"):
+                    return
+
+    def still_here(self) -> None:
+        """Tell a following agent that somebody reads."""
+        if self._channel is not None and self._ended is None:
+            self._channel.write(b"\n")
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+
+    async def _send(self, op: str, body: bytes, fields: dict[str, Any]) -> None:
+        assert self._channel is not None
+        request = {"op": op, **fields}
+        if body:
+            request |= {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+        await self._writable.wait()
+        if self._ended is None:
+            self._channel.write(json.dumps(request).encode() + b"\n" + body)
+
+    async def _next(self, op: str) -> Answer:
+        answer = None if self._ended is not None and self._answers.empty() else await self._answers.get()
+        if answer is None:
+            complaints = self._complaints.decode("utf-8", "replace").strip()
+            raise ServerUnreachable(
+                f"{self._host.host_name}: the connection was lost ({self._ended})"
+                + (f": {complaints[-500:]}" if complaints else "")
+            )
+        if self._waiting_bytes > _AHEAD_BYTES >= self._waiting_bytes - len(answer.body) and self._channel:
+            self._channel.read_on(True)
+        self._waiting_bytes -= len(answer.body)
+        if "error" in answer.fields:
+            raise _fault(self._host, op, answer.fields)
+        return answer
+
+
+def _fault(host: Host, op: str, fields: dict[str, Any]) -> ManyhandsError:
+    text = f"{host.host_name}: {fields['error']}"
+    return StorageError(text) if fields["kind"] in ("os", "gone") else WorkerError(f"{text} ({op})")
+
+
+@dataclass(slots=True)
+class _Frames:
+    """Bytes as they come, into frames. What comes before the mark is a login shell's."""
+
+    arrived: Callable[[Answer], None]
+    marked: bool = False
+    before: bytes = b""
+    _buffer: bytearray = field(default_factory=bytearray)
+    _answer: Answer | None = None
+    _filled: int = 0
+
+    def feed(self, data: bytes) -> None:
+        if not self.marked:
+            self.before += data
+            start = self.before.find(MARK)
+            if start < 0:
+                self.before = self.before[-4000:]
+                return
+            data = self.before[start + len(MARK) :]
+            self.before, self.marked = self.before[:start], True
+        view = memoryview(data)
+        while len(view):
+            view = self._head(view) if self._answer is None else self._body(view)
+
+    def _head(self, view: memoryview) -> memoryview:
+        data = bytes(view)
+        end = data.find(b"\n")
+        if end < 0:
+            self._buffer += data
+            return view[len(view) :]
+        line = bytes(self._buffer) + data[:end]
+        self._buffer.clear()
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            raise ProtocolError(f"the host answered {line[:200]!r}, which is no frame") from None
+        answer = Answer(fields, bytearray(fields.get("size", 0)))
+        if answer.body:
+            self._answer, self._filled = answer, 0
+        else:
+            self.arrived(answer)
+        return view[end + 1 :]
+
+    def _body(self, view: memoryview) -> memoryview:
+        answer = self._answer
+        assert answer is not None
+        part = view[: len(answer.body) - self._filled]
+        answer.body[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)
+        if self._filled == len(answer.body):
+            self._answer = None
+            self.arrived(answer)
+        return view[len(part) :]
+
+
+@contextlib.asynccontextmanager
+async def agent(
+    connection: Connection, host: Host, *, docker: bool = False, python: str | None = None
+) -> AsyncIterator[Agent]:
+    """An agent on the host while the block lasts; in its container with `docker`."""
+    found = Agent(host)
+    try:
+        await found.begin(connection, command_for(host, docker=docker, python=python or host.python))
+        yield found
+    finally:
+        found.close()

@@ -1,0 +1,153 @@
+"""Beside a training on the host: starts it, keeps what it prints, and writes down how it ended.
+
+Its text is written into the run's directory and runs there by itself, detached: it outlives the connection, and needs
+nothing but the standard library of Python 3.8 or later. What is in the run's directory:
+
+    job.json       what to run, in which directory and environment; and what comes after a training that ended well
+    host.log       everything that it printed
+    status.json    the processes, when they began, and at the end the exit code or the signal and the last lines
+
+Invariants: status.json is replaced whole, also on a full disk (room for it is kept). The training gets SIGTERM when
+this process dies, so nobody holds a GPU unseen. Whatever the training started is ended with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from manyhands.hosts.on_host.processes import begun, boot, killed_by_kernel
+
+LAST_LINES = 30
+PR_SET_PDEATHSIG = 1
+CHECK_EVERY_S = 1.0
+ROOM = b" " * 65536
+
+
+class Supervisor:
+    """One run of one job."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        with open(os.path.join(directory, "job.json"), encoding="utf-8") as file:
+            self.job: dict[str, Any] = json.load(file)
+        self.log = open(os.path.join(directory, "host.log"), "ab", buffering=0)  # noqa: SIM115 - for good
+        self.tail = b""
+        self.child: subprocess.Popen[bytes] | None = None
+        self.status: dict[str, Any] = {
+            "version": 1,
+            "state": "running",
+            "phase": "training",
+            "pid": os.getpid(),
+            "pid_start": begun(os.getpid()),
+            "boot": boot(),
+            "started_ms": time.time_ns() // 1_000_000,
+            "rank": self.job.get("rank", 0),
+        }
+
+    def carry_out(self) -> None:
+        with open(self._path("room"), "wb") as file:
+            file.write(ROOM)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._pass_on)
+        killed_before = killed_by_kernel()
+        code = self._run(self.job["command"])
+        ending: dict[str, Any] = (
+            {"exit_code": code} if code >= 0 else {"signal": -code, "exit_code": 128 - code}
+        )
+        killed = killed_by_kernel()
+        if code == -signal.SIGKILL and killed is not None and killed != killed_before:
+            ending["out_of_memory"] = True
+        ending["tail"] = self._last_lines()
+        if code == 0 and self.job.get("afterwards"):
+            self.status["phase"] = "exporting"
+            self._run(self.job["afterwards"])
+        self.status.update(ending, state="ended", phase="ended", ended_ms=time.time_ns() // 1_000_000)
+        self._write_status()
+
+    def _run(self, command: list[str]) -> int:
+        environment = dict(os.environ, **self.job.get("environment", {}))
+        try:
+            self.child = subprocess.Popen(
+                command,
+                cwd=os.path.join(self.directory, self.job.get("cwd", ".")),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            )
+        except OSError as error:
+            self._keep(f"{command[0]} cannot be started: {error}\n".encode())
+            return 127
+        self.status.update(child=self.child.pid, child_start=begun(self.child.pid))
+        self._write_status()
+        self._listen(self.child)
+        code = self.child.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.child.pid, signal.SIGKILL)  # whatever it left behind
+        return code
+
+    def _listen(self, child: subprocess.Popen[bytes]) -> None:
+        """Until it closes its output, or has ended while something that it started holds it open."""
+        assert child.stdout is not None
+        output = child.stdout.fileno()
+        while True:
+            if select.select([output], [], [], CHECK_EVERY_S)[0]:
+                text = os.read(output, 65536)
+                if not text:
+                    return
+                self._keep(text)
+            elif child.poll() is not None:
+                return
+
+    def _keep(self, text: bytes) -> None:
+        self.tail = (self.tail + text)[-16384:]
+        with contextlib.suppress(OSError):  # a full disk: the last lines are in memory
+            self.log.write(text)
+
+    def _last_lines(self) -> list[str]:
+        text = self.tail.decode("utf-8", "replace").replace("\r", "\n")
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-LAST_LINES:]
+
+    def _write_status(self) -> None:
+        """Whole or not at all. The first room that a full disk gives back is that of the file `room`."""
+        for attempt in range(2):
+            try:
+                with open(self._path("status.json.aside"), "w", encoding="utf-8") as file:
+                    file.write(json.dumps(self.status))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(self._path("status.json.aside"), self._path("status.json"))
+                return
+            except OSError:
+                if attempt:
+                    return
+                try:
+                    os.remove(self._path("room"))
+                except OSError:
+                    return
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def _pass_on(self, number: int, _frame: Any) -> None:
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(number)
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    Supervisor(sys.argv[1]).carry_out()
