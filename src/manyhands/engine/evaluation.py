@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from manyhands.engine.precision import computing_in
 from manyhands.engine.settings import Precision
 from manyhands.engine.world import ALONE, World
 from manyhands.errors import DataError
-from manyhands.tasks.protocol import VALIDATION, Task
+from manyhands.tasks.protocol import VALIDATION, Listing, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,9 @@ class EvaluationResult:
     loss: float
     count: int
     samples: int
+    seconds: float  # from the first batch to the last figure
     metrics: Mapping[str, float]
+    listings: tuple[Listing, ...] = ()
     picture: bytes | None = None  # a PNG of predictions, of tasks that draw one
 
 
@@ -55,6 +58,7 @@ def evaluate(
     size = micro_batch_size or batch_size
     starts = range(0, wanted, size)
     metrics, extra = task.metrics(split), task.metrics(split)
+    started = time.perf_counter()
     seen: dict[int, tuple[float, int]] = {}  # number of the batch -> loss and count
     model.eval()
     try:
@@ -80,6 +84,8 @@ def evaluate(
         loss=math.fsum(loss * n for loss, n in parts) / count if count else 0.0,
         count=count,
         samples=wanted,
+        seconds=time.perf_counter() - started,
         metrics=metrics.values(),
+        listings=metrics.listings(),
         picture=metrics.picture(),
     )

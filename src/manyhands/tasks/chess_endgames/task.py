@@ -13,8 +13,9 @@ however many samples an epoch has, and whatever the seed.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -57,13 +58,26 @@ class ChessEndgamesFamily:
         tables = [] if task.syzygy is None else _link_tables(specification, Path(task.syzygy), directory)
         open_source(task.pieces, directory if tables else None)
         _write_json(directory / RECORD, {"version": 1, "pieces": specification.text, "tables": tables})
+        prepared = self.prepare_model(plan, directory)
+        materials = {**prepared.materials, **{name: directory / name for name in tables}}
+        return replace(prepared, materials=materials, samples=task.positions)
+
+    def without_data(self, plan: Plan, materials: Path, directory: Path) -> None:  # noqa: ARG002 - as the protocol
+        """The record alone: who reads positions from shards needs no tables."""
+        shutil.copyfile(materials / RECORD, directory / RECORD)
+
+    def prepare_model(self, plan: Plan, directory: Path) -> Prepared:
+        """The first weights. Raises DataError for a record of other pieces."""
+        task = _settings(plan)
+        specification = parse(task.pieces)
+        _read_record(task, specification, directory)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             parameters = dict(EndgameTransformer(**_sizes(task, specification)).named_parameters())
         save_file({name: p.detach() for name, p in parameters.items()}, directory / FIRST_WEIGHTS)
         return Prepared(
-            materials={name: directory / name for name in (RECORD, *tables)},
-            samples=task.positions,
+            materials={RECORD: directory / RECORD},
+            samples=0,
             parameters=tuple(Parameter(name=name, shape=tuple(p.shape)) for name, p in parameters.items()),
             first_weights=directory / FIRST_WEIGHTS,
         )
@@ -71,19 +85,7 @@ class ChessEndgamesFamily:
     def open(self, plan: Plan, materials: Path) -> Task:
         """The task over materials that `prepare` wrote. Raises DataError if they are not whole, or another plan's."""
         task = _settings(plan)
-        specification = parse(task.pieces)
-        try:
-            record = json.loads((materials / RECORD).read_text(encoding="utf-8"))
-            pieces, tables = record["pieces"], record["tables"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"material {materials / RECORD}: {error}; prepare the task again, or fetch it again"
-            ) from error
-        if pieces != specification.text or bool(tables) != (task.syzygy is not None):
-            raise DataError(
-                f"material {materials / RECORD} is of the pieces {pieces}, with {len(tables)} tables; the plan has "
-                f"{specification.text}: prepare the task again, or fetch it again"
-            )
+        tables = _read_record(task, parse(task.pieces), materials)
         return ChessEndgames(task, plan.seed, materials if tables else None)
 
 
@@ -202,6 +204,23 @@ def _sizes(task: ChessEndgamesTask, specification: Specification) -> dict[str, A
     sizes = task.model.model_dump()
     only_pieces = sizes.pop("tokens") == "pieces"
     return {**sizes, "pieces": max(e.men for e in specification.endings) if only_pieces else None}
+
+
+def _read_record(task: ChessEndgamesTask, specification: Specification, materials: Path) -> list[str]:
+    """The names of the tables among the materials. Raises DataError for another plan's materials, or broken ones."""
+    try:
+        record = json.loads((materials / RECORD).read_text(encoding="utf-8"))
+        pieces, tables = str(record["pieces"]), list(record["tables"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"material {materials / RECORD}: {error}; prepare the task again, or fetch it again"
+        ) from error
+    if pieces != specification.text or bool(tables) != (task.syzygy is not None):
+        raise DataError(
+            f"material {materials / RECORD} is of the pieces {pieces}, with {len(tables)} tables; the plan has "
+            f"{specification.text}: prepare the task again, or fetch it again"
+        )
+    return tables
 
 
 def _link_tables(specification: Specification, source: Path, directory: Path) -> list[str]:

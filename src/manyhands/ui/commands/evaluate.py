@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from manyhands.errors import StorageError
 from manyhands.ui.command_line import Command, format_option
 
 allow_task_option = click.option(
@@ -55,6 +56,12 @@ _TASK_COLUMNS = {
 @click.option(
     "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write a picture of predictions here for each set, of tasks that draw them.",
+)
 @allow_task_option
 @format_option
 def evaluate(
@@ -65,6 +72,7 @@ def evaluate(
     limit: int | None,
     include_path: Path | None,
     device: str,
+    pictures: Path | None,
     allowed: tuple[str, ...],
     output: str,
 ) -> None:
@@ -81,8 +89,10 @@ def evaluate(
         raise click.UsageError(f"{without[0]} belongs to tasks of lm-eval: give --tasks too")
     found = locate(checkpoint)
     if tasks is None:
-        _print_own(_own(found, device, limit, allowed), output)
+        _print_own(_own(found, device, limit, pictures, allowed), output)
         return
+    if pictures is not None:
+        raise click.UsageError("--pictures is for the task's own sets: leave out --tasks")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise click.UsageError(f"--tasks {tasks!r} names none, as in --tasks hellaswag,piqa")
@@ -102,7 +112,9 @@ def evaluate(
     print_rows([asdict(score) for score in scores], _TASK_COLUMNS, output)
 
 
-def _own(found: Path, device: str, limit: int | None, allowed: tuple[str, ...]) -> list[dict[str, Any]]:
+def _own(
+    found: Path, device: str, limit: int | None, pictures: Path | None, allowed: tuple[str, ...]
+) -> list[dict[str, Any]]:
     from manyhands.engine.device import choose_device
     from manyhands.engine.evaluate_checkpoint import evaluate_checkpoint
     from manyhands.ui.checkpoints import origin_of
@@ -128,14 +140,30 @@ def _own(found: Path, device: str, limit: int | None, allowed: tuple[str, ...]) 
             "samples": each.result.samples,
             "count": each.result.count,
             "unit": each.unit,
+            "samples_per_s": round(each.result.samples / each.result.seconds, 1),
             "metrics": dict(each.result.metrics),
+            "listings": {listing.name: list(listing.rows) for listing in each.result.listings},
+            "picture": _kept(each.result.picture, pictures, each.set),
         }
         for each in evaluated
     ]
 
 
+def _kept(picture: bytes | None, directory: Path | None, name: str) -> str | None:
+    """The file that the picture of this set was written to."""
+    if picture is None or directory is None:
+        return None
+    file = directory / f"{name}.png"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture)
+    except OSError as error:
+        raise StorageError(f"--pictures {directory}: {error}; choose another directory") from error
+    return str(file)
+
+
 def _print_own(rows: list[dict[str, Any]], output: str) -> None:
-    """In a table each metric has a column."""
+    """In a table each metric has a column; listings and pictures follow."""
     from manyhands.ui.terminal import print_json, table
 
     if output == "json":
@@ -143,5 +171,17 @@ def _print_own(rows: list[dict[str, Any]], output: str) -> None:
         return
     flat = [{**row, "count": f"{row['count']:,} {row['unit']}", **row["metrics"]} for row in rows]
     metrics = dict.fromkeys(name for row in rows for name in row["metrics"])
-    columns = {"set": "set", "loss": "loss", "samples": "samples", "count": "mean over"}
+    columns = {
+        "set": "set",
+        "loss": "loss",
+        "samples": "samples",
+        "count": "mean over",
+        "samples_per_s": "samples/s",
+    }
     click.echo(table(flat, columns | {name: name.replace("_", " ") for name in metrics}))
+    for row in rows:
+        for name, listed in row["listings"].items():
+            if listed:
+                click.echo(f"\n{row['set']}: {name}\n{table(listed, {key: key for key in listed[0]})}")
+        if row["picture"] is not None:
+            click.echo(f"\npicture {row['picture']}")
