@@ -41,6 +41,20 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
             "this one is 'custom'",
         ),
     ],
+    "shards_hold_samples": [
+        (
+            {"data": {"shards": "dir"}},
+            {"data": {"shards": "dir"}, "task": {"name": "dummy"}},
+            "'data.shards' is 'dir', and the task dummy has no samples",
+        )
+    ],
+    "broken_shards_are_of_shards": [
+        (
+            {"data": {"shards": "dir", "on_broken": "skip"}},
+            {"data": {"on_broken": "skip"}},
+            "'data.on_broken' is 'skip', which is for shards",
+        )
+    ],
     "control_variate_needs_plain_sgd": [
         (
             {"local": {"control_variate": True, "optimizer": PLAIN_SGD}},
@@ -372,7 +386,7 @@ def other_value(path: str, name: str) -> Any:
     counts = {"total_steps": 77, "decay_steps": 7, "block": 32, "vocabulary_size": 300}
     counts |= {"max_bytes": 9, "max_documents": 9, "max_tokens": 9}
     texts = {"on_broken": "skip"} | dict.fromkeys(
-        ("path", "end", "column", "subset", "split", "validation_path", "validation_split"), "other"
+        ("path", "end", "column", "subset", "split", "validation_path", "validation_split", "shards"), "other"
     )
     return (counts | texts).get(name, 0.25)
 

@@ -7,7 +7,7 @@ import pytest
 from manyhands.errors import PlanError
 from manyhands.plan.resolve import resolve
 from manyhands.plan.safety import MAX_DEPTH, MAX_VALUES, check_runnable, refuse_code
-from manyhands.plan.schema import Plan
+from manyhands.plan.schema import Data, Plan
 from manyhands.plan.tasks import CustomTask, LanguageModelTask
 
 CUSTOM = Plan(task=CustomTask(target="lab.tasks:Mine"))
@@ -25,6 +25,13 @@ def test_a_custom_task_runs_when_its_full_name_is_allowed() -> None:
             PlanError, match=r"'task\.target' is 'lab\.tasks:Mine': the plan names code to run"
         ):
             check_runnable(CUSTOM, allowed)
+
+
+def test_shards_are_for_ones_own_devices() -> None:
+    with pytest.raises(
+        PlanError, match=r"'data\.shards' is 'dir': runs of several machines do not read shards"
+    ):
+        check_runnable(Plan(data=Data(shards="dir")))
 
 
 @pytest.mark.parametrize(

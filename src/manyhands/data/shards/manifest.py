@@ -48,7 +48,7 @@ class Column(Settings):
 
     name: Name
     dtype: Kind
-    shape: tuple[Size, ...] = ()
+    shape: tuple[Count, ...] = ()
 
     @property
     def row_bytes(self) -> int:

@@ -52,6 +52,10 @@ def columns_of(rows: Rows, what: str) -> tuple[Column, ...]:
                 f"{what}: column {name!r} is {values.dtype}, which shards do not hold; expected one of "
                 f"{', '.join(sorted(KINDS))}"
             )
+        if 0 in values.shape[1:]:
+            raise DataError(
+                f"{what}: column {name!r} has rows of the shape {values.shape[1:]}: nothing to hold"
+            )
     return tuple(Column(name=n, dtype=v.dtype.name, shape=v.shape[1:]) for n, v in rows.items())
 
 
