@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from manyhands.engine import run as run_module
-from manyhands.engine.checkpoint import RECORD, STATE
+from manyhands.engine.checkpoint import RECORD, STATE, find_checkpoint
 from manyhands.engine.run import train
+from manyhands.engine.settings import Checkpoints, EngineSettings, Execution, Logging
 from manyhands.errors import Interrupted, PlanError, Refused, WorkerError
 from manyhands.plan.resolve import plan_hash
 
@@ -61,7 +63,8 @@ def test_an_interrupted_training_resumes_exactly(world: Any, tmp_path: Path, sam
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "training_step", step_and_signal)
-        with pytest.raises(Interrupted, match=rf"after step {at}; go on with --resume"):
+        words = rf"after step {at}, which is saved in \S*step-0000000{at}; go on with --resume"
+        with pytest.raises(Interrupted, match=words):
             train(plan, tmp_path / "cut")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     torch.manual_seed(999)  # what happens in between must not matter
@@ -73,6 +76,64 @@ def test_an_interrupted_training_resumes_exactly(world: Any, tmp_path: Path, sam
     assert same(one, other)
     assert first == second
     assert first["sample"] == first["step"] * 4 == 48
+
+
+@pytest.mark.parametrize(
+    ("during", "words", "at"),
+    [
+        ("preparing", "saving and leaving after the preparation that is under way (no step is saved yet)", 0),
+        ("started", "saving and leaving after the evaluation that is under way (no step is saved yet)", 0),
+        ("step", r"saving and leaving by step 2, in about \S+ s (no step is saved yet)", 1),
+        ("saved", "saving and leaving after the evaluation that is under way (saved so far: step 6)", 6),
+    ],
+)
+def test_a_signal_is_answered_with_what_it_leads_to(
+    world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], during: str, words: str, at: int
+) -> None:
+    def once(event: dict[str, Any]) -> None:
+        if event["kind"] == during and not signalled:
+            signalled.append(during)
+            signal.raise_signal(signal.SIGTERM)
+
+    signalled: list[str] = []
+    every = EngineSettings(logging=Logging(every_steps=1))
+    with pytest.raises(Interrupted, match=rf"after step {at}, which is saved in \S*step-0000000{at};"):
+        train(world.plan, tmp_path, settings=every, on_event=once)
+    told = capfd.readouterr().err
+    pattern = words.replace("(", r"\(").replace(")", r"\)")
+    assert re.search(rf"^SIGTERM: {pattern}; once more to leave at once$", told, re.MULTILINE), told
+
+
+def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(world: Any, tmp_path: Path) -> None:
+    kept = EngineSettings(checkpoints=Checkpoints(keep=9))
+    plan = world.with_local(steps=2)  # checkpoints of steps 4 and 8
+    train(plan, tmp_path, settings=kept)
+    directory = tmp_path / "checkpoints"
+
+    def stop(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["kind"] == "step":
+            signal.raise_signal(signal.SIGINT)
+
+    events: list[dict[str, Any]] = []
+    other = EngineSettings(exec=Execution(precision="bf16"), logging=Logging(every_steps=1))
+    with pytest.raises(Interrupted, match="after step 5"):
+        train(plan, tmp_path, settings=other, resume=directory / "step-00000004", on_event=stop)
+    aside = directory / "aside" / "step-00000008"
+    assert [e["checkpoints"] for e in events if e["kind"] == "set_aside"] == [[str(aside)]]
+    assert find_checkpoint(tmp_path).name == "step-00000005"
+    assert (directory / "latest").read_text() == "step-00000005\n"
+    assert (aside / RECORD).is_file()
+
+
+def test_a_half_event_that_a_kill_has_left_is_cut_off(world: Any, tmp_path: Path) -> None:
+    train(world.plan, tmp_path)
+    file = tmp_path / "events.jsonl"
+    before = file.read_text()
+    file.write_text(before + '{"version": 1, "ki')
+    train(world.plan, tmp_path, resume=tmp_path)
+    assert file.read_text().startswith(before)
+    assert [json.loads(line)["kind"] for line in file.read_text().splitlines()][-1] == "finished"
 
 
 def test_a_second_signal_ends_at_once(world: Any, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@
 
 Invariants: a checkpoint is written aside, synced and renamed, so a directory named step-* or round-* is whole; a
 kill at any moment loses at most the one being written. The newest is the one with the highest number, whatever
-`latest` says. An older one is removed only after a newer one is complete. Nothing is pickled. The generators need no
-place here: they are seeded at every step. Any number of processes can go on from what another number has saved.
+`latest` says; whoever goes on from an older one sets the newer ones aside first (aside/), so that all that are there
+are of one course. An older one is removed only after a newer one is complete. Nothing is pickled. The generators need
+no place here: they are seeded at every step. Any number of processes can go on from what another number has saved.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from manyhands.tasks.protocol import Task
 
 VERSION = 2
 LATEST = "latest"
+ASIDE = "aside"
 RECORD, STATE = "training.json", "state"
 
 _NAME = re.compile(r"^step-(\d{8,})$")
@@ -304,8 +306,35 @@ def checkpoints(directory: Path) -> list[Path]:
     """The complete checkpoints in `directory`, by step, the newest last."""
     if not directory.is_dir():
         return []
-    found = [(int(m[1]), p) for p in directory.iterdir() if (m := _NAME.match(p.name)) and p.is_dir()]
-    return [path for _, path in sorted(found)]
+    return sorted((p for p in directory.iterdir() if _NAME.match(p.name) and p.is_dir()), key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def set_aside(directory: Path, gone_on_from: Path, step: int) -> list[Path]:
+    """Move the checkpoints of `step` and later into `aside/`, but for `gone_on_from`; where they are then.
+
+    They are of a course that was left: the newest would be one of theirs. Raises StorageError.
+    """
+    origin = gone_on_from.resolve()
+    others = [path for path in checkpoints(directory) if _number(path) >= step and path.resolve() != origin]
+    moved = []
+    try:
+        for path in others:
+            place = directory / ASIDE / path.name
+            place.parent.mkdir(exist_ok=True)
+            if place.exists():
+                _remove(place)
+            path.rename(place)
+            moved.append(place)
+        if moved:
+            left = checkpoints(directory)
+            _point_to(directory, left[-1].name) if left else (directory / LATEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"checkpoint {path}: {error}; move it elsewhere by hand") from error
+    return moved
 
 
 def find_checkpoint(path: Path) -> Path:

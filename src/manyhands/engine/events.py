@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from manyhands.storage.durable import end_with_a_whole_line
+
 EVENTS_VERSION = 1
 
 Event = dict[str, Any]
@@ -32,6 +34,8 @@ class Events:
         self._lock = threading.RLock()
 
     def __enter__(self) -> Events:
+        if self._path is not None:
+            end_with_a_whole_line(self._path)
         self._file = None if self._path is None else self._path.open("a", encoding="utf-8")
         return self
 

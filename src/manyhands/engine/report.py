@@ -59,6 +59,10 @@ class Report:
     def pending(self) -> int:
         return len(self._unread)
 
+    def step_s(self) -> float | None:
+        """Seconds of a step so far; None before the first report."""
+        return self.seconds * self.tokens_per_step / self.tokens if self.tokens else None
+
     def write(self) -> None:
         """Emit what has come since the last time. Raises WorkerError if a loss or a norm is not finite."""
         if not self._unread:

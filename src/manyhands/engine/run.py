@@ -14,18 +14,18 @@ them, and any number of processes can go on from it.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from manyhands.coordination.schedule import learning_rates
-from manyhands.engine.checkpoint import Cursor, Saver, Training, find_checkpoint, load_checkpoint
+from manyhands.engine.checkpoint import Cursor, Saver, Training, find_checkpoint, load_checkpoint, set_aside
 from manyhands.engine.device import share_threads
 from manyhands.engine.evaluation import evaluate
 from manyhands.engine.events import Event, Events
@@ -39,7 +39,7 @@ from manyhands.engine.parallel import Parallelized, parallelize
 from manyhands.engine.report import Report, optimizer_stats
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.step import Steering, training_step
-from manyhands.engine.stopping import asked_to_stop
+from manyhands.engine.stopping import Stop, asked_to_stop
 from manyhands.engine.trainer import load_weights, seed_everything
 from manyhands.engine.world import Place, World, device_of, enter_world
 from manyhands.errors import Interrupted, WorkerError
@@ -101,6 +101,7 @@ def train(
                 stack.enter_context(logging_to(events, settings.logging, plan, directory))
             run = _Run(plan, directory, settings, world, events, resume)
             stack.callback(run.close)
+            stop.outlook = run.outlook
             run.open_task(allowed_tasks)
             run.start()
             return run.go(stop)
@@ -130,7 +131,19 @@ class _Run:
         self.cursor = Cursor(step=0, sample=0)
         self.evaluated: tuple[int, float] | None = None  # at which step, and what
         self.saved: tuple[int, Path] | None = None  # at which step, and where
+        self.kept_step: int | None = None  # of the newest checkpoint
+        self.activity: Literal["preparation", "training", "evaluation"] = "preparation"
         self.saver: Saver | None = None
+
+    def outlook(self) -> str:
+        """What a signal leads to, for the person who has sent it."""
+        kept = "no step is saved yet" if self.kept_step is None else f"saved so far: step {self.kept_step}"
+        if self.activity != "training":
+            return f"saving and leaving after the {self.activity} that is under way ({kept})"
+        steps = 1 if self.world.size == 1 else self.settings.logging.every_steps - self.report.pending()
+        pace_s = self.report.step_s()
+        when = "" if pace_s is None else f", in about {max(0.1, steps * pace_s):.1f} s"
+        return f"saving and leaving by step {self.cursor.step + steps}{when} ({kept})"
 
     def close(self) -> None:
         if self.saver is not None:
@@ -176,7 +189,12 @@ class _Run:
         if self.resume is not None:
             path = self.world.told(find_checkpoint(self.resume) if self.world.leads else None)
             self.cursor = load_checkpoint(path, self.training, plan_hash=self.hash)
+            self.kept_step = self.cursor.step
             self.emit("resumed", step=self.cursor.step, checkpoint=str(path))
+            if self.world.leads and (
+                moved := set_aside(self.directory / "checkpoints", path, self.cursor.step)
+            ):
+                self.emit("set_aside", step=self.cursor.step, checkpoints=[str(p) for p in moved])
         if self.cursor.first_loss is None:
             self.cursor = replace(self.cursor, first_loss=self._evaluate())
         self.emit(
@@ -201,14 +219,15 @@ class _Run:
             checkpoints=str(self.directory / "checkpoints"),
         )
 
-    def go(self, stop: threading.Event) -> TrainResult:
+    def go(self, stop: Stop) -> TrainResult:
         """All steps that are left, in pieces of local.steps."""
         while self.cursor.step < self.total_steps:
             if self._steps(stop):
                 path = self._save(whole=True)
                 self.emit("interrupted", step=self.cursor.step, checkpoint=str(path))
                 raise Interrupted(
-                    f"interrupted after step {self.cursor.step}; go on with --resume {self.directory}"
+                    f"interrupted after step {self.cursor.step}, which is saved in {path}; go on with --resume "
+                    f"{self.directory}"
                 )
             round_ = self.cursor.step // self.plan.local.steps
             last = self.cursor.step == self.total_steps
@@ -243,8 +262,11 @@ class _Run:
         return result
 
     # --------------------------------------------------------------------------------------- steps
-    def _steps(self, stop: threading.Event) -> bool:
+    def _steps(self, stop: Stop) -> bool:
         """Up to the end of this piece of local.steps; True if asked to stop before."""
+        if self._stopping(stop, due=True):
+            return True
+        self.activity = "training"
         plan, logging = self.plan, self.settings.logging
         first = self.cursor.step
         into = first % plan.local.steps
@@ -299,7 +321,7 @@ class _Run:
         share = self.plan.local.batch_size // self.world.data_size
         return min(share, self.settings.parallel.micro_batch_size or share) * self.task.tokens_per_sample()
 
-    def _stopping(self, stop: threading.Event, due: bool) -> bool:
+    def _stopping(self, stop: Stop, due: bool) -> bool:
         """Whether to stop after this step. Several processes agree on it, now and then: it waits for all."""
         if self.world.size == 1:
             return stop.is_set()
@@ -323,6 +345,7 @@ class _Run:
         """The loss on the main evaluation set at this step, computed once; the other sets are reported beside it."""
         if self.evaluated is not None and self.evaluated[0] == self.cursor.step:
             return self.evaluated[1]
+        self.activity = "evaluation"
         losses = [self._evaluate_on(split) for split in self.task.evaluation_sets]
         self.evaluated = (self.cursor.step, losses[0])
         return losses[0]
@@ -370,7 +393,7 @@ class _Run:
         assert self.saver is not None
         if self.saved is None or self.saved[0] != self.cursor.step:
             path = self.saver.save(self.training, self.cursor)
-            self.saved = (self.cursor.step, path)
+            self.saved, self.kept_step = (self.cursor.step, path), self.cursor.step
             self.emit("saved", step=self.cursor.step, checkpoint=str(path))
         if whole:
             self.saver.wait()

@@ -1,6 +1,6 @@
 """How a training ends before its time: by SIGINT or SIGTERM, or because the program that started it is gone.
 
-The first signal asks it to save and end, the second has its usual effect.
+The first signal asks it to save and end, and says how long that takes; the second has its usual effect.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,10 +17,20 @@ _LOOK_EVERY_S = 0.5
 _INSIST_AFTER_S = 30.0
 
 
+class Stop(threading.Event):
+    """Set by the first signal. `outlook`: what it leads to, in words; whoever does the work replaces it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outlook: Callable[[], str] = lambda: (
+            "leaving as soon as the processes have met (nothing is saved yet)"
+        )
+
+
 @contextmanager
-def asked_to_stop(*, quiet: bool = False) -> Iterator[threading.Event]:
+def asked_to_stop(*, quiet: bool = False) -> Iterator[Stop]:
     """An event that the first signal sets. Outside the main thread: never set. quiet: another process tells it."""
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -35,7 +45,7 @@ def asked_to_stop(*, quiet: bool = False) -> Iterator[threading.Event]:
         as_before()
         if not quiet:  # not print: it may have been interrupted in the middle of a print
             name = signal.Signals(number).name
-            os.write(2, f"{name}: saving after this step; once more to leave at once\n".encode())
+            os.write(2, f"{name}: {stop.outlook()}; once more to leave at once\n".encode())
 
     for number in before:
         signal.signal(number, ask)

@@ -5,6 +5,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_BLOCK_BYTES = 1 << 16
+
+
+def end_with_a_whole_line(path: Path) -> None:
+    """Cut off the half line that a kill has left at the end of a file of lines, so that nothing is glued to it.
+
+    A file that is not there stays so. Raises OSError.
+    """
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        end = whole = file.seek(0, os.SEEK_END)
+        while whole > 0:
+            start = max(0, whole - _BLOCK_BYTES)
+            file.seek(start)
+            found = file.read(whole - start).rfind(b"\n")
+            whole = start + found + 1
+            if found >= 0:
+                break
+        if whole < end:
+            file.truncate(whole)
+
 
 def sync(path: Path) -> None:
     """What is in this file, or which names are in this directory, is on disk when this returns. Raises OSError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -111,6 +112,12 @@ def train_line(event: Mapping[str, Any]) -> str:
             return f"{event['set']} loss {human_loss(event['loss'])}{metrics} at step {event['step']}"
         case "resumed":
             return f"resumed at step {event['step']} from {event['checkpoint']}"
+        case "set_aside":
+            count = len(event["checkpoints"])
+            return (
+                f"moved {count} checkpoint{'s' * (count > 1)} after step {event['step']} to "
+                f"{Path(event['checkpoints'][0]).parent}: this training takes another course from there"
+            )
         case "saved":
             return f"saved {event['checkpoint']}"
         case "warning":

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from manyhands.errors import ManyhandsError
+from manyhands.storage.durable import end_with_a_whole_line
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
@@ -33,6 +34,7 @@ class EventFile:
         if self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                end_with_a_whole_line(self._path)
                 self._file = self._path.open("a", encoding="utf-8")
             except OSError as error:
                 raise ManyhandsError(
