@@ -95,50 +95,117 @@ class _Ours:
         return float(samples * self.task().tokens_per_sample() / (times[-1] - times[0]))
 
     def task(self) -> Any:
-        from manyhands.tasks.registry import family_of
+        return _opened(self._plan, self._directory / "run-0" / "materials")
 
-        return family_of(self._plan).open(self._plan, self._directory / "run-0" / "materials")
+
+class _Bare:
+    """The loop that one would write by hand for the same model: nothing but torch and the tokens."""
+
+    def __init__(self, task: Any, plan: Plan, precision: str) -> None:
+        import torch
+
+        torch.manual_seed(plan.seed)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._task, self._batch, self._precision = task, plan.local.batch_size, precision
+        self._model = task.build_model().to(self._device)
+        optimizer = plan.local.optimizer
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self._model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+                {"params": [p for p in self._model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=optimizer.lr,
+            betas=(optimizer.beta1, optimizer.beta2),
+            fused=True,
+        )
+
+    def step(self, learning_rate: float | None = None) -> Any:
+        """One step on random windows; the loss, on the device."""
+        import torch
+
+        if learning_rate is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+        loss = self.loss(self._task.training)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        return loss
+
+    def loss(self, tokens: Any) -> Any:
+        """Of a batch of random windows."""
+        import numpy as np
+        import torch
+        import torch.nn.functional as F
+
+        block = self._task.block_size
+        starts = torch.randint(len(tokens) - block - 1, (self._batch,)).tolist()
+        windows = [torch.from_numpy(tokens[i : i + block + 1].astype(np.int64)) for i in starts]
+        rows = torch.stack(windows).to(self._device)
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
+            logits = self._model(input_ids=rows[:, :-1], use_cache=False).logits
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), rows[:, 1:].reshape(-1))
 
 
 def _bare_rate(task: Any, plan: Plan, precision: str) -> float:
-    """Tokens/s of the loop that one would write by hand for the same model: nothing but torch and the tokens."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
-    torch.manual_seed(plan.seed)
-    optimizer_settings, block, batch = plan.local.optimizer, task.block_size, plan.local.batch_size
-    model = task.build_model()
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=optimizer_settings.lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    tokens = task.training
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    started = 0.0
-    for step in range(plan.local.steps + 1):
-        if step == 1:  # the first one warms up
-            started = time.perf_counter()
-        starts = torch.randint(len(tokens) - block - 1, (batch,)).tolist()
-        rows = torch.stack([torch.from_numpy(tokens[i : i + block + 1].astype(np.int64)) for i in starts]).to(
-            device
-        )
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), rows[:, 1:].reshape(-1))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 10 == 0:
+    """Tokens/s of the bare loop, which reads its loss every ten steps."""
+    bare = _Bare(task, plan, precision)
+    bare.step()  # warms up
+    started = time.perf_counter()
+    for number in range(1, plan.local.steps + 1):
+        loss = bare.step()
+        if number % 10 == 0:
             loss.item()
     loss.item()
-    return float(plan.local.steps * batch * block / (time.perf_counter() - started))
+    tokens = plan.local.steps * plan.local.batch_size * task.tokens_per_sample()
+    return float(tokens / (time.perf_counter() - started))
+
+
+SHAKESPEARE = "MANYHANDS_SHAKESPEARE"
+"""The environment's name of the file: all of Shakespeare's plays that nanoGPT's recipe is for."""
+
+
+def shakespeare_char() -> Measured:
+    """Validation loss of nanoGPT's recipe, and its time beside that of the bare loop, which evaluates as often as
+    nanoGPT's does: 20 batches of each split every 250 steps."""
+    import torch
+
+    from manyhands.coordination.schedule import learning_rates
+    from manyhands.engine.run import train
+
+    path = os.environ.get(SHAKESPEARE)
+    if not path:
+        return Measured(value=None, note=f"set {SHAKESPEARE} to the file input.txt of tinyshakespeare")
+    plan = compose([f"task.text.path={path}"], config_name="shakespeare_char")
+    with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
+        times: dict[str, float] = {}
+
+        def note(event: dict[str, Any]) -> None:
+            times.setdefault(event["kind"], time.perf_counter())
+
+        result = train(plan, Path(name), on_event=note)
+        ours = times["finished"] - times["started"]
+        task = _opened(plan, Path(name) / "materials")
+        bare, started = _Bare(task, plan, "fp32"), time.perf_counter()
+        for first in range(0, result.steps, plan.local.steps):
+            with torch.no_grad():
+                for tokens in (task.training, task.validation) * 20:
+                    bare.loss(tokens)
+            for rate in learning_rates(plan, first):
+                bare.step(rate).item()
+        seconds = time.perf_counter() - started
+    return Measured(
+        value=result.validation_loss_after,
+        note=f"{result.steps} steps with all evaluations and checkpoints in {ours:.1f} s, the bare loop "
+        f"{seconds:.1f} s; {torch.get_num_threads()} threads; load {_load()}",
+    )
+
+
+def _opened(plan: Plan, materials: Path) -> Any:
+    from manyhands.tasks.registry import family_of
+
+    return family_of(plan).open(plan, materials)
 
 
 def ddp_speedup() -> Measured:

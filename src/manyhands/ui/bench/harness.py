@@ -22,9 +22,12 @@ TIMEOUT_S = 900.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """`floor`: what the machine itself can do, in the same unit; `note`: what a reader must know of both."""
+    """`floor`: what the machine itself can do, in the same unit; `note`: what a reader must know of both.
 
-    value: float
+    `value` is None where something is missing here that cannot be measured without; the note says what.
+    """
+
+    value: float | None
     floor: float | None = None
     note: str = ""
     target: float | None = None
@@ -62,7 +65,7 @@ def run_one(measurement: Measurement) -> dict[str, Any]:
 def row(measurement: Measurement, measured: Measured) -> dict[str, Any]:
     target = measured.target if measured.target is not None else measurement.target
     met: bool | None = None
-    if target is not None:
+    if target is not None and measured.value is not None:
         met = measured.value <= target if measurement.better == "lower" else measured.value >= target
     return {
         "name": measurement.name,

@@ -76,6 +76,14 @@ GROUPS: dict[str, tuple[Measurement, ...]] = {
             what="the same with GPT-2 124M, batch 2 x 512, bf16",
         ),
         Measurement(
+            name="shakespeare_char",
+            function=f"{_ENGINE}:shakespeare_char",
+            unit="nats",
+            better="lower",
+            target=1.89,
+            what="validation loss of nanoGPT's recipe for a CPU after 2,000 steps",
+        ),
+        Measurement(
             name="ddp_speedup",
             function=f"{_ENGINE}:ddp_speedup",
             unit="times",
