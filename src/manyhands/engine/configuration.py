@@ -21,6 +21,7 @@ from manyhands.config import did_you_mean
 from manyhands.engine.settings import EngineSettings, Start
 from manyhands.errors import PlanError
 from manyhands.identity.canonical import digest
+from manyhands.plan.choices import overlay
 from manyhands.plan.compose import apply_overrides, compose_data
 from manyhands.plan.resolve import PLAN_FILE, dump_plan, read_plan_file, resolve
 from manyhands.plan.schema import Plan
@@ -47,10 +48,14 @@ class Configuration:
         """Plan and settings, every field written out."""
         return dump_plan(self.plan) + _yaml(self.settings)
 
+    def as_files(self) -> dict[str, str]:
+        """The texts that lie in a training's directory, by file name."""
+        return {PLAN_FILE: dump_plan(self.plan), ENGINE_FILE: _yaml(self.settings)}
+
     def keep(self, directory: Path) -> None:
         """Write both files into the training's directory, in the place of those of an earlier start."""
         directory.mkdir(parents=True, exist_ok=True)
-        for name, text in ((PLAN_FILE, dump_plan(self.plan)), (ENGINE_FILE, _yaml(self.settings))):
+        for name, text in self.as_files().items():
             aside = directory / f".{name}.{os.getpid()}"
             aside.write_text(text, encoding="utf-8")
             aside.replace(directory / name)
@@ -62,13 +67,22 @@ def configure(
     config_name: str = "train",
     config_dir: Path | str | None = None,
     plan_file: Path | str | None = None,
+    task: Mapping[str, Any] | None = None,
 ) -> Configuration:
-    """The configuration of a named config, or of a plan file, with overrides on top. Raises PlanError."""
-    if plan_file is None:
+    """The configuration of a named config, or of a plan file, with overrides on top. Raises PlanError.
+
+    `task`: that of shards: in the place of the config's, unless that is of the same kind; beneath a plan file's.
+    """
+    where = str(plan_file) if plan_file is not None else f"config '{config_name}'"
+    if plan_file is None and task is None:
         data = compose_data(overrides, config_name, config_dir)
-        return _told_apart(data, f"config '{config_name}'" + (" with overrides" if overrides else ""))
-    data = apply_overrides(read_plan_file(plan_file), overrides, config_dir)
-    return _told_apart(data, str(plan_file))
+        return _told_apart(data, where + (" with overrides" if overrides else ""))
+    data = compose_data((), config_name, config_dir) if plan_file is None else read_plan_file(plan_file)
+    if task is not None:
+        own = data.get("task", {})
+        both = plan_file is not None or own.get("name") == task["name"]
+        data = {**data, "task": overlay(task, own) if both else task}
+    return _told_apart(apply_overrides(data, overrides, config_dir), where)
 
 
 def kept_configuration(directory: Path, overrides: Sequence[str] = ()) -> Configuration:

@@ -25,6 +25,13 @@ _COMMANDS = {
         f"{_HERE}.demo:demo", "A server, three clients and a dashboard on this machine train a small model."
     ),
     "train": Entry(f"{_HERE}.train:train", "Train a plan's task on this machine alone."),
+    "shards": Entry(
+        f"{_HERE}.shards:shards",
+        "Data made ahead as Parquet files: make, import, show, verify and merge them.",
+    ),
+    "gen-tpg": Entry(
+        f"{_HERE}.shards_making:gen_tpg", "Chess endgames as shards: the same as `shards gen-endgames`."
+    ),
     "init": Entry(f"{_HERE}.init:init", "Write a plan and a task file for data or a model of your own."),
     "eval": Entry(
         f"{_HERE}.evaluate:evaluate", "Evaluate a checkpoint on its own sets, or on those of lm-eval."

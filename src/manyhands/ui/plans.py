@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,11 +41,13 @@ def configuration_from(
     config_dir: str | None = None,
     *,
     kept: Path | None = None,
+    shards: str | None = None,
 ) -> Configuration:
     """That of a training: a plan file or a named config, with overrides on top.
 
-    kept: the directory of a training whose own configuration lies below them instead; so does that of one which
-    `resume=DIR` names, where neither plan nor config is given.
+    shards: a directory of them, whose task it is; contradictions are refused. kept: the directory of a training whose
+    own configuration lies below them instead; so does that of one which `resume=DIR` names, where neither plan nor
+    config is given.
     """
     from manyhands.engine.configuration import configure, kept_configuration
     from manyhands.plan.resolve import PLAN_FILE
@@ -58,7 +60,38 @@ def configuration_from(
         kept = training_of(resume.strip("'"))
     if kept is not None and (kept / PLAN_FILE).is_file():
         return kept_configuration(kept, overrides)
-    return configure(overrides, config_name=config_name or "train", config_dir=config_dir, plan_file=plan)
+    task = None if shards is None else task_of(shards)
+    configuration = configure(
+        overrides, config_name=config_name or "train", config_dir=config_dir, plan_file=plan, task=task
+    )
+    if shards is not None:
+        from manyhands.data.shards.manifest import check_task, read_manifest
+
+        check_task(read_manifest(Path(shards)), configuration.plan, Path(shards))
+    return configuration
+
+
+def task_of(shards: str) -> dict[str, Any]:
+    """The settings of the task that shards were made of. Raises DataError."""
+    from manyhands.data.shards.manifest import read_manifest
+
+    return dict(read_manifest(Path(shards)).task)
+
+
+def check_pieces(pieces: str | None, shards: str) -> None:
+    """Raises a usage error where shards are of other chess pieces than was said, or of no chess at all."""
+    task = task_of(shards)
+    found = task.get("pieces")
+    if pieces is not None and pieces != found:
+        what = f"the task {task['name']}" if found is None else f"the pieces {found}"
+        raise click.UsageError(
+            f"--pieces {pieces} contradicts the shards in {shards}, which are of {what}: leave it out, or give others"
+        )
+
+
+def quoted(text: str) -> str:
+    """As a value of an override, whatever is in it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def configuration_of(

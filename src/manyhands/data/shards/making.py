@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -376,6 +377,7 @@ def _make(
 def _check_place(directory: Path) -> None:
     """Raises DataError for a directory in which shards cannot be made: it holds something else, or is read-only."""
     if (directory / MANIFEST).is_file():
+        shutil.rmtree(directory / MAKING, ignore_errors=True)  # left by a kill behind the last step
         raise DataError(
             f"{directory} holds shards already (`manyhands shards info {directory}`): choose another directory"
         )

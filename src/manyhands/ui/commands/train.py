@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 NOT_YET = {
     "host": "training on another machine over SSH",
-    "shards": "shards of data",
-    "tpg_dir": "shards of chess positions",
 }
 
 SHORT = {
@@ -94,8 +92,16 @@ SHORT = {
     "--kept", is_flag=True, hidden=True, help="Configuration from --directory: a process of a group."
 )
 @click.option("--host", metavar="NAME", help="Not available yet.")
-@click.option("--shards", metavar="DIR", help="Not available yet.")
-@click.option("--tpg-dir", metavar="DIR", help="Not available yet.")
+@click.option(
+    "--shards",
+    "--tpg-dir",
+    "shards",
+    metavar="DIR",
+    help="Train on the shards there; the task is theirs.",
+)
+@click.option(
+    "--pieces", metavar="KPkp", help="Chess endgames with these pieces; with --shards, only a check."
+)
 def train(
     overrides: tuple[str, ...],
     plan: str | None,
@@ -109,6 +115,8 @@ def train(
     allowed: tuple[str, ...],
     logs: str | None,
     kept: bool,
+    shards: str | None,
+    pieces: str | None,
     **options: Any,
 ) -> None:
     """Train a plan's task: rounds.total * local.steps optimizer steps.
@@ -126,12 +134,20 @@ def train(
     if multirun:
         _sweep(overrides)
         return
-    from manyhands.ui.plans import configuration_from
+    from manyhands.ui.plans import check_pieces, configuration_from, quoted
 
     given = [f"{key}={options[name]}" for name, key in SHORT.items() if options[name] is not None]
-    given += [] if resume is None else [f"resume={_quoted(resume)}"]
+    given += [] if resume is None else [f"resume={quoted(resume)}"]
+    if shards is not None:
+        shards = str(Path(shards).expanduser().resolve())
+        given.append(f"data.shards={quoted(shards)}")
+        check_pieces(pieces, shards)
+    elif pieces is not None:
+        named = any(word.startswith("task=") for word in overrides)
+        given += [] if named else ["task=chess_endgames"]
+        given.append(f"task.pieces={quoted(pieces)}")
     configuration = configuration_from(
-        plan, [*overrides, *given], config_name, config_dir, kept=directory if kept else None
+        plan, [*overrides, *given], config_name, config_dir, kept=directory if kept else None, shards=shards
     )
     if cfg is not None:
         click.echo(configuration.as_yaml(), nl=False)
@@ -269,7 +285,7 @@ class _Training:
             _print(result)
 
     def _place(self) -> Any:
-        from manyhands.engine.world import Place, place_from
+        from manyhands.engine.world import Place, place_from, this_machine
 
         start = self._configuration.start
         if start.rank is None or start.world_size is None:
@@ -288,7 +304,7 @@ class _Training:
                 port=start.master_port,
             )
 
-        return Place(rank=rank, world_size=world_size, local_rank=rank, local_size=world_size, meet=meet)
+        return Place(rank=rank, world_size=world_size, meet=meet, machine=this_machine())
 
     def _resume(self) -> Path | None:
         resume = self._configuration.start.resume
@@ -331,7 +347,3 @@ def _indexes(devices: str | None) -> list[int] | None:
         return [int(part) for part in devices.split(",")]
     except ValueError:
         raise click.UsageError(f"--devices {devices}: expected indexes, as in 0,1") from None
-
-
-def _quoted(path: str) -> str:
-    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
