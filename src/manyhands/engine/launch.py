@@ -13,6 +13,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -24,6 +25,17 @@ from manyhands.errors import Interrupted, RankLost, WorkerError
 _CRASH = 1  # the exit code of what nobody expected; higher ones are of our own errors (errors.py)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """The machines of a training, `rank` this one's number; rank 0's processes meet the others at its address."""
+
+    count: int
+    rank: int
+    address: str
+    port: int
+    wait_s: int = 120
+
+
 def launch(
     command: Sequence[str],
     processes: int,
@@ -31,19 +43,22 @@ def launch(
     restarts: int,
     again: Sequence[str],
     tell: Callable[[str], None],
+    among: Nodes | None = None,
 ) -> int:
     """Run `python <command>` as so many processes; on a restart with `again` behind it. Returns the exit code.
 
-    `tell` is called with a sentence for each restart. Raises Interrupted after SIGINT or SIGTERM, which the processes
-    have got too, and have had time to save.
+    `tell` is called with a sentence for each restart. among: other machines do the same; then nothing is started
+    again, since all would have to agree on it. Raises Interrupted after SIGINT or SIGTERM, which the processes have
+    got too, and have had time to save.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(
         logging.CRITICAL
     )  # they tell their errors themselves
     arguments = list(command)
+    restarts = restarts if among is None else 0
     for attempt in range(restarts + 1):
         try:
-            _run(arguments, processes)
+            _run(arguments, processes, among)
             return 0
         except SignalException as error:
             raise Interrupted(f"{signal.Signals(error.sigval).name}: the processes were ended") from None
@@ -81,14 +96,15 @@ def choose_devices(indexes: Sequence[int]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] for i in indexes)
 
 
-def _run(command: list[str], processes: int) -> None:
+def _run(command: list[str], processes: int, among: Nodes | None) -> None:
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=1 if among is None else among.count,
+        max_nodes=1 if among is None else among.count,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        run_id=uuid.uuid4().hex if among is None else "manyhands",
+        rdzv_backend="c10d" if among is None else "static",
+        rdzv_endpoint="127.0.0.1:0" if among is None else f"{among.address}:{among.port}",
+        rdzv_configs={} if among is None else {"rank": among.rank, "timeout": among.wait_s},
         max_restarts=0,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(),

@@ -15,12 +15,13 @@ import shlex
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from manyhands.errors import ManyhandsError, ProtocolError, ServerUnreachable, StorageError, WorkerError
 from manyhands.hosts.connection import Channel, Connection
 from manyhands.hosts.docker import without_terminal
 from manyhands.hosts.hosts_file import Host
+from manyhands.hosts.on_host.files import CHUNK
 from manyhands.hosts.on_host.frames import MARK
 
 AGENT: Final = ("processes", "frames", "facts", "files", "trainings", "serve")
@@ -28,6 +29,8 @@ SUPERVISOR: Final = ("processes", "supervisor")
 BEGIN_S: Final = 20.0
 _AHEAD_BYTES: Final = 32 << 20
 """Answers that wait for their reader; then the host waits."""
+_UNDER_WAY: Final = 4
+"""Chunks that were sent and are not answered yet."""
 _NO_PYTHON: Final = 127
 _BOOT: Final = (
     "import sys;sys.path[:1]=[];f=open(0,'rb');t=f.read(int(f.readline()));g={'__name__':'on_host'};"
@@ -157,6 +160,21 @@ class Agent:
                 if not answer.fields.get("more"):
                     return
 
+    async def put_all(self, file: IO[bytes], path: str, first: int, size: int) -> None:
+        """The rest of a file, from where it stands, in chunks of which several are under way."""
+        async with self._turn:
+            offset, unanswered = first, 0
+            while True:
+                body = file.read(CHUNK)
+                last = offset + len(body) >= size
+                await self._send("put", body, {"path": path, "offset": offset, "last": last})
+                offset, unanswered = offset + len(body), unanswered + 1
+                while unanswered > (0 if last else _UNDER_WAY):
+                    await self._next("put")
+                    unanswered -= 1
+                if last:
+                    return
+
     def still_here(self) -> None:
         """Tell a following agent that somebody reads."""
         if self._channel is not None and self._ended is None:
@@ -169,7 +187,7 @@ class Agent:
     async def _send(self, op: str, body: bytes, fields: dict[str, Any]) -> None:
         assert self._channel is not None
         request = {"op": op, **fields}
-        if body:
+        if body or op == "put":
             request |= {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
         await self._writable.wait()
         if self._ended is None:
@@ -193,7 +211,7 @@ class Agent:
 
 def _fault(host: Host, op: str, fields: dict[str, Any]) -> ManyhandsError:
     text = f"{host.host_name}: {fields['error']}"
-    return StorageError(text) if fields["kind"] in ("os", "gone") else WorkerError(f"{text} ({op})")
+    return StorageError(text) if fields["kind"] == "os" else WorkerError(f"{text} ({op})")
 
 
 @dataclass(slots=True)

@@ -106,6 +106,7 @@ def _options(host: Host) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOp
     import asyncssh
 
     given: dict[str, Any] = {"host": host.host_name, "password_auth": False, "kbdint_auth": False}
+    given |= {"keepalive_interval": 5, "keepalive_count_max": 3}
     if host.user_name is not None:
         given["username"] = host.user_name
     if host.port is not None:

@@ -54,9 +54,9 @@ def choose_logs(asked: str | None) -> str:
 class Screen:
     """A rich Live, or nothing; `_draw` is what a subclass shows."""
 
-    def __init__(self, redrawn: bool) -> None:
+    def __init__(self, redrawn: bool, *, refresh_per_s: float = 6) -> None:
         self.console = Console()
-        self._live = Live(console=self.console, refresh_per_second=6, transient=False) if redrawn else None
+        self._live = Live(console=self.console, refresh_per_second=refresh_per_s) if redrawn else None
 
     def __enter__(self) -> Self:
         if self._live is not None:

@@ -17,6 +17,7 @@ from rich.text import Text
 from manyhands.ui.live import Screen
 from manyhands.ui.logs import json_line
 from manyhands.ui.terminal import human_bytes, human_loss, human_rate, human_seconds, printable
+from manyhands.ui.training_table import TrainingTable, table_of
 
 _COLORS: Final = {"finished": "green", "interrupted": "yellow"}
 _IN_THE_PANEL: Final = frozenset({"preparing", "started", "step", "evaluation", "saved", "finished"})
@@ -25,9 +26,12 @@ _IN_THE_PANEL: Final = frozenset({"preparing", "started", "step", "evaluation", 
 class TrainScreen(Screen):
     """`manyhands train`, fed with the events of engine/run.py: redrawn, or a line for each."""
 
-    def __init__(self, logs: str, name: str) -> None:
-        super().__init__(redrawn=logs == "tui")
+    def __init__(
+        self, logs: str, name: str, *, samples_per_step: int | None = None, refresh_per_s: float = 6
+    ) -> None:
+        super().__init__(redrawn=logs == "tui", refresh_per_s=refresh_per_s)
         self._logs, self._name = logs, name
+        self._table = None if samples_per_step is None else TrainingTable(samples_per_step)
         self._activity = "starting"
         self._started: Mapping[str, Any] = {}
         self._step: Mapping[str, Any] = {}
@@ -48,6 +52,8 @@ class TrainScreen(Screen):
         self._draw(self._panel())
 
     def _take(self, event: Mapping[str, Any]) -> None:
+        if self._table is not None:
+            self._table.take(event)
         match event["kind"]:
             case "loading":
                 self._activity = str(event["text"])
@@ -74,6 +80,8 @@ class TrainScreen(Screen):
             head.append(f"  {_machines(self._started)}", "dim")
             parts.append(self._progress())
             parts.append(_figures(self._step))
+        if self._table is not None and self._table.rows:
+            parts.append(table_of([self._table]))
         if self._evaluations:
             parts.append(_evaluations(self._evaluations))
         if self._checkpoint:

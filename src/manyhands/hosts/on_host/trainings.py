@@ -76,7 +76,7 @@ def follow(line: Line, request: dict[str, Any]) -> None:
             line.answer(more=True, status=found)
             told, sent = found, True
         if found is None and not os.path.isdir(directory):
-            line.answer(error=f"{directory} is gone: the disk was lost, or somebody removed it", kind="gone")
+            line.answer(status={"state": "gone"}, free=None)
             return
         if found is not None and found["state"] != "running":
             line.answer(status=found, free=free_bytes(directory))
