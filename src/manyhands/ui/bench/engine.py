@@ -209,41 +209,54 @@ def _opened(plan: Plan, materials: Path) -> Any:
 
 
 def ddp_speedup() -> Measured:
-    """Two processes with one thread each against one with one thread, batch 48 x 64, five alternated pairs."""
-    words = [*CHARACTER_GPT, "local.batch_size=48", "local.steps=60", "rounds.total=1", "exec.threads=1"]
+    """Two processes with one thread each against one with one thread, batch 48 x 64, five alternated pairs.
+
+    The floor is what the cores give to two trainings of half the batch that have nothing to do with each other.
+    """
+    common = [*CHARACTER_GPT, "local.steps=60", "rounds.total=1", "exec.threads=1"]
+    whole, half = [*common, "local.batch_size=48"], [*common, "local.batch_size=24"]
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
-        pairs = []
+        pairs, apart = [], []
         for number in range(5):
-            two = _trained_rate(Path(name) / f"two-{number}", [*words, "processes=2"])
-            one = _trained_rate(Path(name) / f"one-{number}", words)
+            directory = Path(name) / str(number)
+            (two,) = _trained_rates(directory / "two", [*whole, "processes=2"])
+            (one,) = _trained_rates(directory / "one", whole)
             pairs.append((two, one))
+            apart.append(sum(_trained_rates(directory / "apart", half, half)) / one)
     ones = statistics.median(one for _, one in pairs)
     return Measured(
         value=statistics.median(two / one for two, one in pairs),
-        floor=float(min(2, os.cpu_count() or 1)),
-        note=f"{ones:,.0f} tokens/s with one; pairs: {', '.join(f'{a / b:.2f}' for a, b in pairs)}; load {_load()}",
+        floor=statistics.median(apart),
+        note=f"{ones:,.0f} tokens/s with one; pairs: {', '.join(f'{a / b:.2f}' for a, b in pairs)}; floor: two "
+        f"processes that exchange nothing; load {_load()}",
     )
 
 
-def _trained_rate(directory: Path, words: list[str]) -> float:
-    """The median of the tokens/s that `manyhands train` reports, the first report left out."""
-    command = [
-        sys.executable,
-        "-m",
-        "manyhands",
-        "train",
-        "--directory",
-        str(directory),
-        "--logs",
-        "none",
-        *words,
+def _trained_rates(directory: Path, *trainings: list[str]) -> list[float]:
+    """Of trainings at the same time: the median of the tokens/s that each reports, the first report left out."""
+    command = [sys.executable, "-m", "manyhands", "train", "--logs", "none"]
+    places = [directory / str(number) for number in range(len(trainings))]
+    started = [
+        subprocess.Popen(
+            [*command, "--directory", str(place), *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place, words in zip(places, trainings, strict=True)
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        raise WorkerError(f"a training of the benchmark failed:\n{done.stderr[-2000:]}")
-    events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
-    rates = [event["tokens_per_s"] for event in events if event["kind"] == "step"]
-    return float(statistics.median(rates[1:]))
+    rates = []
+    for place, process in zip(places, started, strict=True):
+        try:
+            error = process.communicate(timeout=300)[1]
+        finally:
+            process.kill()
+        if process.returncode:
+            raise WorkerError(f"a training of the benchmark failed:\n{error[-2000:]}")
+        events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+        steps = [event["tokens_per_s"] for event in events if event["kind"] == "step"]
+        rates.append(float(statistics.median(steps[1:])))
+    return rates
 
 
 def loader_ratio() -> Measured:
