@@ -118,5 +118,6 @@ def _fen(row: list[int], behind: int) -> str:
 
 def _not_a_position(fen: str, why: str) -> DataError:
     return DataError(
-        f"'{fen}' is not a position in Forsyth-Edwards notation: {why}. One reads like '8/8/8/4k3/8/8/4P3/4K3 w - - 0 1'."
+        f"'{fen}' is not a position in Forsyth-Edwards notation: {why}. One reads like "
+        "'8/8/8/4k3/8/8/4P3/4K3 w - - 0 1'."
     )

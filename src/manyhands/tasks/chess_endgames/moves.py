@@ -23,7 +23,7 @@ PROMOTIONS = "NBRQ"
 
 _KING = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
 _KNIGHT = [(1, 2), (2, 1), (2, -1), (1, -2), (-1, -2), (-2, -1), (-2, 1), (-1, 2)]
-_DIRECTIONS = {"R": _KING[0::2], "B": _KING[1::2], "Q": _KING}
+SLIDERS = {"R": _KING[0::2], "B": _KING[1::2], "Q": _KING}
 _ONE = np.uint64(1)
 
 
@@ -42,11 +42,12 @@ class Men:
         return len(self.own_squares)
 
     def rows(self, chosen: npt.NDArray[np.intp] | Bools) -> Men:
+        """Some of the positions; each piece's squares lie together in memory."""
         return Men(
             own=self.own,
             other=self.other,
-            own_squares=self.own_squares[chosen],
-            other_squares=self.other_squares[chosen],
+            own_squares=self.own_squares.T[:, chosen].T,
+            other_squares=self.other_squares.T[:, chosen].T,
         )
 
 
@@ -77,7 +78,7 @@ class Moves:
 
 def legal_moves(men: Men) -> Moves:
     """All legal moves of positions that are legal themselves (`is_legal`)."""
-    own_set, other_set = _occupied(men.own_squares), _occupied(men.other_squares)
+    own_set, other_set = occupied_by(men.own_squares), occupied_by(men.other_squares)
     parts = []
     for column, letter in enumerate(men.own):
         origin = men.own_squares[:, column]
@@ -100,7 +101,7 @@ def is_legal(men: Men) -> Bools:
     occupied = np.zeros(len(men), dtype=np.uint64)
     legal = np.ones(len(men), dtype=np.bool_)
     for letter, column in zip(men.own + men.other, both.T, strict=True):
-        legal &= ~_has(occupied, column)
+        legal &= ~has(occupied, column)
         occupied |= bit(column)
         if letter == "P":
             legal &= (column >= 8) & (column < 56)
@@ -112,7 +113,7 @@ def is_legal(men: Men) -> Bools:
 
 def in_check(men: Men) -> Bools:
     """[N]: the mover's king is attacked."""
-    occupied = _occupied(men.own_squares) | _occupied(men.other_squares)
+    occupied = occupied_by(men.own_squares) | occupied_by(men.other_squares)
     king = men.own_squares[:, 0]
     check = np.zeros(len(men), dtype=np.bool_)
     for letter, column in zip(men.other, men.other_squares.T, strict=True):
@@ -120,11 +121,16 @@ def in_check(men: Men) -> Bools:
     return check
 
 
+def has_move(men: Men) -> Bools:
+    """[N]: legal positions where the mover is neither mated nor stalemated."""
+    return np.bincount(legal_moves(men).row, minlength=len(men)) > 0
+
+
 def attacks(letter: str, square: Int64s, target: Int64s, occupied: UInt64s, *, up: bool) -> Bools:
     """Does the piece on `square` attack `target`? `up`: its pawns move towards the eighth rank."""
     table = _REACH["P" if up else "p"] if letter == "P" else _REACH[letter]
-    hit = _has(table[square], target)
-    if letter in _DIRECTIONS:
+    hit = has(table[square], target)
+    if letter in SLIDERS:
         hit &= (BETWEEN[square, target] & occupied) == 0
     return hit
 
@@ -132,9 +138,9 @@ def attacks(letter: str, square: Int64s, target: Int64s, occupied: UInt64s, *, u
 def _piece_targets(
     letter: str, origin: Int64s, own_set: UInt64s, other_set: UInt64s
 ) -> tuple[Int64s, Int64s]:
-    targets = _TARGETS[letter][origin]
-    free = (targets >= 0) & ~_has(own_set[:, None], targets & 63)
-    if letter in _DIRECTIONS:
+    targets = TARGETS[letter][origin]
+    free = (targets >= 0) & ~has(own_set[:, None], targets & 63)
+    if letter in SLIDERS:
         occupied = (own_set | other_set)[:, None]
         free &= (BETWEEN[origin[:, None], targets & 63] & occupied) == 0
     row, slot = np.nonzero(free)
@@ -143,10 +149,10 @@ def _piece_targets(
 
 def _pawn_targets(origin: Int64s, own_set: UInt64s, other_set: UInt64s) -> tuple[Int64s, Int64s]:
     empty = ~(own_set | other_set)
-    one = _has(empty, origin + 8)
-    two = one & (origin < 16) & _has(empty, np.minimum(origin + 16, 63))
-    left = (origin % 8 > 0) & _has(other_set, origin + 7)
-    right = (origin % 8 < 7) & _has(other_set, np.minimum(origin + 9, 63))
+    one = has(empty, origin + 8)
+    two = one & (origin < 16) & has(empty, np.minimum(origin + 16, 63))
+    left = (origin % 8 > 0) & has(other_set, origin + 7)
+    right = (origin % 8 < 7) & has(other_set, np.minimum(origin + 9, 63))
     parts = [(np.flatnonzero(free), step) for free, step in ((one, 8), (two, 16), (left, 7), (right, 9))]
     row = np.concatenate([rows for rows, _ in parts])
     return row, np.concatenate([origin[rows] + step for rows, step in parts])
@@ -191,8 +197,9 @@ def _in_order(row: Int64s, number: Int64s, piece: Int64s, captured: Int64s) -> M
     return Moves(row=key >> 23, number=key >> 8 & 0x7FFF, piece=key >> 4 & 15, captured=(key & 15) - 1)
 
 
-def _occupied(squares: Int64s) -> UInt64s:
-    return np.bitwise_or.reduce(bit(squares), axis=1)
+def occupied_by(squares: Int64s) -> UInt64s:
+    sets: UInt64s = np.bitwise_or.reduce(bit(squares), axis=1)
+    return sets
 
 
 def bit(squares: Int64s) -> UInt64s:
@@ -201,7 +208,7 @@ def bit(squares: Int64s) -> UInt64s:
     return sets
 
 
-def _has(sets: UInt64s, squares: Int64s) -> Bools:
+def has(sets: UInt64s, squares: Int64s) -> Bools:
     return (sets >> squares.astype(np.uint64) & _ONE).astype(np.bool_)
 
 
@@ -219,7 +226,7 @@ def _walk(square: int, steps: list[tuple[int, int]], reach: int) -> list[int]:
 
 def _targets() -> dict[str, Int64s]:
     """By letter: [64, most targets], padded with -1."""
-    steps = {"K": (_KING, 1), "N": (_KNIGHT, 1), **{k: (v, 7) for k, v in _DIRECTIONS.items()}}
+    steps = {"K": (_KING, 1), "N": (_KNIGHT, 1), **{k: (v, 7) for k, v in SLIDERS.items()}}
     tables = {}
     for letter, (directions, reach) in steps.items():
         lists = [_walk(square, directions, reach) for square in range(64)]
@@ -232,7 +239,7 @@ def _reach() -> dict[str, UInt64s]:
     """By letter: [64], what a piece alone on the board attacks; P goes up, p down."""
     lists = {
         letter: [[int(t) for t in row if t >= 0] for row in table.tolist()]
-        for letter, table in _TARGETS.items()
+        for letter, table in TARGETS.items()
     }
     lists["P"] = [_walk(square, [(-1, 1), (1, 1)], 1) for square in range(64)]
     lists["p"] = [_walk(square, [(-1, -1), (1, -1)], 1) for square in range(64)]
@@ -254,6 +261,6 @@ def _between() -> UInt64s:
     return table
 
 
-_TARGETS = _targets()
+TARGETS = _targets()
 _REACH = _reach()
 BETWEEN = _between()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from manyhands.data.permutation import splitmix64
-from manyhands.tasks.chess_endgames.moves import Int64s, Men, UInt64s, is_legal, legal_moves
+from manyhands.tasks.chess_endgames.moves import Int64s, Men, UInt64s, has_move, is_legal
 from manyhands.tasks.chess_endgames.pieces import Ending, Specification
 
 _GAMMA = 0x9E3779B97F4A7C15
@@ -65,7 +65,7 @@ def _by_side(ending: Ending, words: UInt64s) -> Iterator[tuple[Int64s, Men]]:
 def _is_position(men: Men) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     good = is_legal(men)
     legal = np.flatnonzero(good)
-    good[legal] = np.bincount(legal_moves(men.rows(legal)).row, minlength=len(legal)) > 0
+    good[legal] = has_move(men.rows(legal))
     return good
 
 

@@ -7,30 +7,19 @@ Slow (about a thousand positions a second) and for every case: endings of more m
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from manyhands.config.extras import optional
 from manyhands.errors import DataError
 from manyhands.tasks.chess_endgames.boards import OTHER_SIDE
+from manyhands.tasks.chess_endgames.distances import Labels, before_zeroing
 
 if TYPE_CHECKING:
     import chess
     import chess.syzygy
-
-WITHIN_RULE = 100
-"""Plies to zero up to which a win is one under the 50-move rule."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowTruth:
-    """Of one position: Syzygy's value (-2..2) and distance to zero, and each legal move's distance for the mover."""
-
-    wdl: int
-    dtz: int
-    moves: dict[int, int]
-    """By the record's number of the move."""
 
 
 class Prober:
@@ -43,24 +32,27 @@ class Prober:
         self._turn = threading.Lock()
         self._directory = directory
 
-    def probe(self, row: list[int], en_passant: int) -> RowTruth:
-        """Truth of 64 codes (boards.py). Raises DataError for a position without legal moves, one where the side
-        not to move is in check, and for missing tables."""
+    def probe(self, row: list[int], en_passant: int) -> Labels:
+        """Truth of one position, 64 codes (boards.py). Raises DataError for a position without legal moves, one where
+        the side not to move is in check, and for missing tables."""
         board = self._board(row, en_passant)
         try:
             with self._turn:
                 wdl = self._tables.probe_wdl(board)
                 dtz = self._tables.probe_dtz(board) if abs(wdl) == 2 else 0
-                return RowTruth(
-                    wdl=wdl,
-                    dtz=dtz,
-                    moves={_number(move): self._after(board, move) for move in board.legal_moves},
-                )
+                found = sorted((_number(move), self._after(board, move)) for move in board.legal_moves)
         except self._syzygy.MissingTableError as error:
             raise DataError(
                 f"{board.fen()}: no table in {self._directory} answers ({error}). Any mirror of the Syzygy "
                 "tables has it: put its .rtbw and .rtbz files into that directory."
             ) from None
+        return Labels(
+            wdl=np.array([wdl]),
+            dtz=np.array([dtz]),
+            row=np.zeros(len(found), dtype=np.int64),
+            number=np.array([number for number, _ in found]),
+            distance=np.array([distance for _, distance in found]),
+        )
 
     def _board(self, row: list[int], en_passant: int) -> chess.Board:
         board: chess.Board = self._chess.Board(None)
@@ -88,15 +80,11 @@ class Prober:
                 return 0
             wdl = -self._tables.probe_wdl(board)
             if zeroing:
-                return BEFORE_ZEROING[wdl]
+                return int(before_zeroing(np.array(wdl)))
             dtz = -self._tables.probe_dtz(board)
             return dtz + (dtz > 0) - (dtz < 0)
         finally:
             board.pop()
-
-
-BEFORE_ZEROING = {-2: -1, -1: -WITHIN_RULE - 1, 0: 0, 1: WITHIN_RULE + 1, 2: 1}
-"""Plies to zero before a capture or pawn move, by the value that it leads to."""
 
 
 def _number(move: chess.Move) -> int:

@@ -1,26 +1,15 @@
-"""Exact truth of endgame positions: the record that shards hold and that the task learns from.
+"""Exact truth of endgame positions: random ones by number, or given ones, as records (record.py).
 
-N rows, seen from the side to move (boards.py):
+Endings of up to four men are answered from whole arrays (resolved.py), larger ones, and positions with en passant,
+one by one from the tables (probing.py), and three men without any tables from arrays solved here (retrograde.py).
 
-    squares     uint8 [N, 64]  0 empty, 1..6 the mover's P N B R Q K, 7..12 the opponent's
-    en_passant  int8 [N]       the square behind a pawn that has just moved two, or -1
-    value       uint8 [N]      0 loss, 1 draw, 2 win for the mover under the 50-move rule, its count at zero
-    dtz         int16 [N]      Syzygy's distance to zero in plies, above 0 for a win; 0 where the value is a draw
-    moves       int16 [N, M]   legal moves, ascending, from + 64 * to + 4096 * promotion (0 none, 1 N, 2 B, 3 R,
-                               4 Q); -1 behind them
-    outcomes    uint8 [N, M]   0, 1, 2 for the mover after each; 255 behind them
-    best        uint8 [N, M]   1 for each move that keeps the best outcome and is the best of those by distance
-
-Cursed wins and blessed losses (the 50-move rule comes first) are draws, but a move that keeps a cursed win is
-better than one that only draws, as Syzygy ranks them. Best by distance: the fewest plies to zero for a win, the
-most for a loss; a move that mates, captures, or moves a pawn counts as one ply, so several moves may be best.
-Some of Syzygy's tables count in moves of two plies; their distances may be one ply off.
-
-Positions are made by number: row i of `PositionSource.make` depends on (specification, seed, indices[i]) alone.
+Row i of `PositionSource.make` depends on (specification, seed, indices[i]) alone: it is the same whoever makes it and
+in whatever batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,54 +17,96 @@ import numpy as np
 import numpy.typing as npt
 
 from manyhands.errors import DataError
-from manyhands.tasks.chess_endgames.boards import LETTERS, from_fen, side_pieces, to_fen
-from manyhands.tasks.chess_endgames.moves import Int64s, Men
-from manyhands.tasks.chess_endgames.pieces import Specification, check_tables, most_moves, parse
+from manyhands.tasks.chess_endgames.boards import LETTERS, OTHER_SIDE, from_fen, to_fen
+from manyhands.tasks.chess_endgames.children import Arrays
+from manyhands.tasks.chess_endgames.labelling import label
+from manyhands.tasks.chess_endgames.moves import Int64s, Men, has_move, is_legal
+from manyhands.tasks.chess_endgames.pieces import (
+    STRENGTH,
+    Specification,
+    check_tables,
+    most_moves,
+    needed_tables,
+    parse,
+)
 from manyhands.tasks.chess_endgames.positions import draw
-from manyhands.tasks.chess_endgames.probing import WITHIN_RULE, Prober, RowTruth
+from manyhands.tasks.chess_endgames.probing import Prober
+from manyhands.tasks.chess_endgames.record import (
+    Column,
+    Record,
+    columns,
+    empty_record,
+    place,
+    write_truth,
+)
+from manyhands.tasks.chess_endgames.resolved import MOST_MEN, Resolved
+from manyhands.tasks.chess_endgames.retrograde import MOST_MEN as SOLVED_MEN
+from manyhands.tasks.chess_endgames.retrograde import Solved
 
-__all__ = ["Column", "PositionSource", "Truth", "from_fen", "open_source", "to_fen"]
-
-Record = dict[str, npt.NDArray[np.generic]]
-Column = tuple[str, np.dtype[np.generic], tuple[int, ...]]
-
-LOSS, DRAW, WIN = 0, 1, 2
-NO_MOVE, NO_OUTCOME = -1, 255
-
-
-def columns(moves: int) -> tuple[Column, ...]:
-    """(name, dtype, shape of a row) of a record with room for so many moves."""
-    return (
-        ("squares", np.dtype(np.uint8), (64,)),
-        ("en_passant", np.dtype(np.int8), ()),
-        ("value", np.dtype(np.uint8), ()),
-        ("dtz", np.dtype(np.int16), ()),
-        ("moves", np.dtype(np.int16), (moves,)),
-        ("outcomes", np.dtype(np.uint8), (moves,)),
-        ("best", np.dtype(np.uint8), (moves,)),
-    )
+__all__ = [
+    "PositionSource",
+    "Record",
+    "Truth",
+    "columns",
+    "from_fen",
+    "open_source",
+    "open_truth",
+    "place",
+    "to_fen",
+]
 
 
 class Truth:
-    """Labels positions from a directory of Syzygy tables."""
+    """Labels positions: those of few men from whole arrays, the others one by one from the tables."""
 
-    def __init__(self, syzygy: Path) -> None:
-        self._prober = Prober(syzygy)
+    def __init__(self, arrays: Arrays, most_men: int, tables: Path | None) -> None:
+        self._arrays = arrays
+        self._most_men = most_men
+        self._tables = tables
+        self._prober: Prober | None = None
 
     def label(
         self, squares: npt.NDArray[np.uint8], en_passant: npt.NDArray[np.int8], *, moves: int | None = None
     ) -> Record:
         """The record of given positions (uint8 [N, 64], int8 [N]); `moves` columns, by default as many as the
-        pieces that are there can need. Raises DataError for positions that are not legal, have no legal move, or
-        whose tables are missing."""
-        rows = squares.tolist()
-        width = moves if moves is not None else max((_room(row) for row in rows), default=0)
-        record = _empty(len(rows), width)
+        pieces that are there can need. Raises DataError for positions that are not legal or have no legal move, and
+        where tables are missing."""
+        groups = list(_by_pieces(squares))
+        needed = max((most_moves(own, other) for own, other, _ in groups), default=0)
+        record = empty_record(len(squares), needed if moves is None else moves)
         record["squares"][:] = squares
         record["en_passant"][:] = en_passant
-        for number, (row, behind) in enumerate(zip(rows, en_passant.tolist(), strict=True)):
-            _fill(record, number, self._prober.probe(row, behind))
+        for own, other, rows in groups:
+            probed = en_passant[rows] >= 0
+            if not self._has_array(own, other):
+                probed[:] = True
+            self._probe(record, rows[probed])
+            men = men_of(own, other, squares[rows[~probed]])
+            _check(men, squares[rows[~probed]])
+            self.label_men(record, rows[~probed], men)
         return record
+
+    def label_men(self, record: Record, rows: Int64s, men: Men) -> None:
+        """Fill in these rows of a record, whose squares are written, for legal positions with a legal move."""
+        if not self._has_array(men.own, men.other):
+            self._probe(record, rows)
+        elif len(rows):
+            write_truth(record, rows, label(men, self._arrays))
+
+    def _has_array(self, own: str, other: str) -> bool:
+        return len(own) + len(other) <= self._most_men
+
+    def _probe(self, record: Record, rows: Int64s) -> None:
+        for row in rows.tolist():
+            codes, behind = record["squares"][row], int(record["en_passant"][row])
+            if self._tables is None:
+                raise DataError(
+                    f"{_fen_of(codes, behind)}: without tables, only positions of up to {self._most_men} men without "
+                    "en passant have a truth. Name a directory of Syzygy tables."
+                )
+            if self._prober is None:
+                self._prober = Prober(self._tables)
+            write_truth(record, np.array([row]), self._prober.probe(codes.tolist(), behind))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,64 +122,83 @@ class PositionSource:
 
     def make(self, indices: Int64s, seed: int) -> Record:
         """The record of the positions with these numbers (int64 [N], not negative)."""
-        squares = np.zeros((len(indices), 64), dtype=np.uint8)
+        record = empty_record(len(indices), self.specification.moves)
         for rows, men in draw(self.specification, indices, seed):
-            place(squares, rows, men)
-        behind = np.full(len(indices), -1, dtype=np.int8)
-        return self.truth.label(squares, behind, moves=self.specification.moves)
+            place(record["squares"], rows, men)
+            self.truth.label_men(record, rows, men)
+        return record
 
 
 def open_source(pieces: str, syzygy: Path | None) -> PositionSource:
-    """Raises DataError for an impossible specification, and one that names the table files that are missing."""
+    """Positions by specification (pieces.py), their truth from a directory of Syzygy tables, or solved here for up to
+    three men where there is none. Raises DataError for an impossible specification, and one that names the table
+    files that are missing."""
     specification = parse(pieces)
+    if syzygy is not None:
+        check_tables(specification.endings, syzygy)
+    else:
+        _check_solvable(specification)
+    return PositionSource(specification=specification, truth=open_truth(syzygy))
+
+
+def open_truth(syzygy: Path | None) -> Truth:
+    """Truth of any position that the directory has tables for; of up to three men without one."""
     if syzygy is None:
-        raise DataError(f"{pieces}: name a directory of Syzygy tables.")
-    check_tables(specification.endings, syzygy)
-    return PositionSource(specification=specification, truth=Truth(syzygy))
+        return Truth(Solved(), SOLVED_MEN, None)
+    return Truth(Resolved(syzygy), MOST_MEN, syzygy)
 
 
-def place(squares: npt.NDArray[np.uint8], rows: Int64s, men: Men) -> None:
-    """Write the codes of `men` into these rows of `squares`."""
-    for letter, column in zip(men.own, men.own_squares.T, strict=True):
-        squares[rows, column] = LETTERS.index(letter)
-    for letter, column in zip(men.other, men.other_squares.T, strict=True):
-        squares[rows, column] = LETTERS.index(letter.lower())
+def men_of(own: str, other: str, squares: npt.NDArray[np.uint8]) -> Men:
+    """Positions ([N, 64]) that all have these pieces."""
+
+    def stand(letters: str, first: int) -> Int64s:
+        kinds = sorted(set(letters), key=STRENGTH.index)
+        found = [
+            np.nonzero(squares == first + LETTERS.index(kind))[1].reshape(-1, letters.count(kind))
+            for kind in kinds
+        ]
+        return np.concatenate(found, axis=1).astype(np.int64)
+
+    return Men(own=own, other=other, own_squares=stand(own, 0), other_squares=stand(other, OTHER_SIDE))
 
 
-def _room(row: list[int]) -> int:
-    return most_moves(*side_pieces(row))
+def _by_pieces(squares: npt.NDArray[np.uint8]) -> Iterator[tuple[str, str, Int64s]]:
+    """(the mover's pieces, the opponent's, rows) of each kind of position that is there."""
+    counts = np.stack([(squares == code).sum(axis=1) for code in range(1, len(LETTERS))], axis=1)
+    kinds, which = np.unique(counts, axis=0, return_inverse=True)
+    for number, kind in enumerate(kinds.tolist()):
+        own, other = (
+            "".join(letter * kind["PNBRQK".index(letter) + side] for letter in STRENGTH)
+            for side in (0, OTHER_SIDE)
+        )
+        rows = np.flatnonzero(which.reshape(-1) == number)
+        if own.count("K") != 1 or other.count("K") != 1:
+            raise DataError(f"{_fen_of(squares[rows[0]])}: expected one king of each colour.")
+        yield own, other, rows
 
 
-def _empty(rows: int, moves: int) -> Record:
-    record: Record = {name: np.zeros((rows, *shape), dtype) for name, dtype, shape in columns(moves)}
-    record["moves"][:] = NO_MOVE
-    record["outcomes"][:] = NO_OUTCOME
-    return record
+def _check(men: Men, squares: npt.NDArray[np.uint8]) -> None:
+    """Raises DataError for the first position that has no truth."""
+    wrong = np.flatnonzero(~is_legal(men))
+    if wrong.size:
+        raise DataError(
+            f"{_fen_of(squares[wrong[0]])} is not a legal position: the side that is not to move is in check, or a "
+            "pawn stands on the first or last rank."
+        )
+    over = np.flatnonzero(~has_move(men))
+    if over.size:
+        raise DataError(f"{_fen_of(squares[over[0]])} has no legal move: the game is over there.")
 
 
-def _fill(record: Record, number: int, truth: RowTruth) -> None:
-    moves = np.array(sorted(truth.moves), dtype=np.int64)
-    distances = np.array([truth.moves[move] for move in moves.tolist()], dtype=np.int64)
-    ranks = rank(distances)
-    record["value"][number] = {-2: LOSS, 2: WIN}.get(truth.wdl, DRAW)
-    record["dtz"][number] = truth.dtz
-    record["moves"][number, : len(moves)] = moves
-    record["outcomes"][number, : len(moves)] = outcome(distances)
-    record["best"][number, : len(moves)] = ranks == ranks.max()
+def _check_solvable(specification: Specification) -> None:
+    large = [one for one in specification.endings if one.men > SOLVED_MEN]
+    if large:
+        names = ", ".join(sorted({name for one in large for name in needed_tables(one)}))
+        raise DataError(
+            f"{specification.text} has more than {SOLVED_MEN} men, whose truth is only known from Syzygy tables: "
+            f"{names}. Any mirror of the Syzygy tables has them: name the directory they are in."
+        )
 
 
-def outcome(distances: Int64s) -> npt.NDArray[np.uint8]:
-    """0, 1, 2 of distances to zero: within the 50-move rule, or a draw."""
-    decided = np.abs(distances) <= WITHIN_RULE
-    outcomes: npt.NDArray[np.uint8] = (1 + np.sign(distances) * decided).astype(np.uint8)
-    return outcomes
-
-
-def rank(distances: Int64s) -> Int64s:
-    """The higher the better: short wins, long wins, cursed ones, draws, blessed losses, long losses, short ones."""
-    ranks: Int64s = np.sign(distances) * FARTHEST - distances
-    return ranks
-
-
-FARTHEST = 1 << 12
-"""Beyond any distance to zero."""
+def _fen_of(codes: npt.NDArray[np.uint8], behind: int = -1) -> str:
+    return to_fen(codes[None], np.array([behind], dtype=np.int8))[0]

@@ -1,0 +1,234 @@
+"""Endings of three men solved here, without tables: values, distances to mate and distances to zero.
+
+An independent check of Syzygy's tables, and the truth where there are none. All legal positions of both sides and all
+their moves are written down once; then mates are played backwards (Thompson 1986, "Retrograde analysis of certain
+endgames"): who can move to a lost position wins, who can only move to won ones loses, level by level. What captures
+and promotions lead to is solved first.
+
+Distances to zero are exact here; some of Syzygy's tables count in moves, so theirs may be one ply longer.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from manyhands.errors import DataError
+from manyhands.tasks.chess_endgames.children import (
+    MATED,
+    UNREACHABLE,
+    Distances,
+    Followed,
+    Values,
+    dense_index,
+    follow,
+)
+from manyhands.tasks.chess_endgames.distances import WITHIN_RULE, Int64s
+from manyhands.tasks.chess_endgames.moves import Bools, Men, in_check, is_legal, legal_moves
+from manyhands.tasks.chess_endgames.pieces import Ending, ending
+
+MOST_MEN = 3
+_UNDECIDED = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Solution:
+    values: Values
+    distances: Distances
+    mates: Distances
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    """All legal positions of an ending as numbers, and their moves, by the position that each is made in.
+
+    A move leads to another position of the ending (`child`, else -1), or out of it (captures and promotions), where
+    `left_value` and `left_mate` say what awaits the opponent.
+    """
+
+    places: tuple[Int64s, ...]
+    """Of each side: where its positions stand in the flat arrays; numbered one side after the other."""
+    mated: Int64s
+    parent: Int64s
+    child: Int64s
+    zeroing: Bools
+    left_value: Int64s
+    left_mate: Int64s
+
+    @property
+    def positions(self) -> int:
+        return sum(len(places) for places in self.places)
+
+
+class Solved:
+    """The arrays of children.py for endings of up to three men; made when asked for and kept in memory."""
+
+    def __init__(self) -> None:
+        self._turn = threading.RLock()
+        self._solutions: dict[tuple[str, str], _Solution] = {}
+
+    def values(self, own: str, other: str) -> Values:
+        return self._solution(own, other).values
+
+    def distances(self, own: str, other: str) -> Distances:
+        return self._solution(own, other).distances
+
+    def mates(self, own: str, other: str) -> Distances:
+        """int16, flat: plies to mate, signed for the mover; MATED where it is; 0 for a draw."""
+        return self._solution(own, other).mates
+
+    def _solution(self, own: str, other: str) -> _Solution:
+        with self._turn:
+            if (own, other) not in self._solutions:
+                pieces = ending(own, other)
+                if pieces.men > MOST_MEN:
+                    raise DataError(
+                        f"{pieces.table} has {pieces.men} men; without tables up to {MOST_MEN} are solved."
+                    )
+                for side, solution in zip(pieces.sides, self._solve(pieces), strict=True):
+                    self._solutions[side] = solution
+            return self._solutions[own, other]
+
+    def _solve(self, pieces: Ending) -> list[_Solution]:
+        graph = self._graph(pieces)
+        inside = graph.child >= 0
+        levels, won = _levels(graph, inside, np.where(inside, _UNDECIDED, np.abs(graph.left_mate)))
+        sign = np.where(levels == _UNDECIDED, 0, np.where(won, 1, -1))
+        # to zero: what a zeroing move leads to is known now, and is where the count begins
+        quiet = inside & ~graph.zeroing
+        known = replace(graph, left_value=np.where(inside, sign[graph.child], graph.left_value))
+        plies, _ = _levels(known, quiet, np.where(quiet, _UNDECIDED, 0))
+        return [
+            _Solution(values=values, distances=distances, mates=mates)
+            for values, distances, mates in zip(
+                _arrays(graph, pieces, _syzygy_values(sign, plies), np.int8, UNREACHABLE),
+                _arrays(graph, pieces, _signed(sign, plies, graph.mated), np.int16, 0),
+                _arrays(graph, pieces, _signed(sign, levels, graph.mated), np.int16, 0),
+                strict=True,
+            )
+        ]
+
+    def _graph(self, pieces: Ending) -> _Graph:
+        sides = [_legal_positions(own, other) for own, other in pieces.sides]
+        places = tuple(dense_index(men) for men in sides)
+        first = dict(zip(pieces.sides, np.cumsum([0, *map(len, places)]).tolist(), strict=False))
+        numbers = {}
+        for side, known in zip(pieces.sides, places, strict=True):
+            numbers[side] = np.full(64**pieces.men, -1, dtype=np.int64)
+            numbers[side][known] = np.arange(len(known)) + first[side]
+        edges, mated = [], []
+        for side, men in zip(pieces.sides, sides, strict=True):
+            moves = legal_moves(men)
+            stuck = np.bincount(moves.row, minlength=len(men)) == 0
+            mated.append(np.flatnonzero(stuck & in_check(men)) + first[side])
+            edges += [
+                (moves.row[kind.chosen] + first[side], *self._edges(kind, numbers))
+                for kind in follow(men, moves)
+            ]
+        columns = [np.concatenate(column) for column in zip(*edges, strict=True)]
+        parent, child, zeroing, left_value, left_mate = columns
+        return _Graph(
+            places=places,
+            mated=np.concatenate(mated),
+            parent=parent,
+            child=child,
+            zeroing=zeroing.astype(np.bool_),
+            left_value=left_value,
+            left_mate=left_mate,
+        )
+
+    def _edges(self, kind: Followed, numbers: dict[tuple[str, str], Int64s]) -> tuple[Int64s, ...]:
+        """(child, zeroing, left_value, left_mate)"""
+        after, place = kind.after, dense_index(kind.after)
+        nothing = np.zeros(len(place), dtype=np.int64)
+        if kind.same_pieces:
+            return numbers[after.own, after.other][place], nothing + kind.zeroing, nothing, nothing
+        solution = self._solution(after.own, after.other)
+        mates = solution.mates[place].astype(np.int64)
+        left_value = np.sign(solution.values[place].astype(np.int64))
+        return nothing - 1, nothing + 1, left_value, np.where(mates == MATED, 0, mates)
+
+
+def _levels(graph: _Graph, inside: Bools, known: Int64s) -> tuple[Int64s, Bools]:
+    """Plies in which each position is decided (_UNDECIDED: drawn), and whether for the mover.
+
+    Moves `inside` lead to positions that are decided here; the others to ones that are decided already
+    (`left_value`), `known` plies from their end.
+    """
+    total = graph.positions
+    levels, won = np.full(total, _UNDECIDED, dtype=np.int64), np.zeros(total, dtype=np.bool_)
+    open_moves = np.bincount(graph.parent, minlength=total)
+    order = np.flatnonzero(inside)[np.argsort(graph.child[inside], kind="stable")]
+    backwards = graph.parent[order]
+    bounds = np.searchsorted(graph.child[order], np.arange(total + 1))
+    outside = ~inside & (graph.left_value != 0)
+    last = int(known[outside].max(initial=0))
+    levels[graph.mated] = 0
+    fresh, level = graph.mated, 0
+    while fresh.size or level <= last:
+        arriving = (
+            np.flatnonzero(outside & (known == level)) if level <= last else np.zeros(0, dtype=np.int64)
+        )
+        wins = np.concatenate(
+            [
+                _before(backwards, bounds, fresh[~won[fresh]]),
+                graph.parent[arriving[graph.left_value[arriving] < 0]],
+            ]
+        )
+        spent = np.concatenate(
+            [
+                _before(backwards, bounds, fresh[won[fresh]]),
+                graph.parent[arriving[graph.left_value[arriving] > 0]],
+            ]
+        )
+        winners = np.unique(wins[levels[wins] == _UNDECIDED])
+        levels[winners], won[winners] = level + 1, True
+        np.subtract.at(open_moves, spent, 1)
+        spent = np.unique(spent)
+        losers = spent[(open_moves[spent] == 0) & (levels[spent] == _UNDECIDED)]
+        levels[losers] = level + 1
+        fresh = np.concatenate([winners, losers])
+        level += 1
+    return levels, won
+
+
+def _before(backwards: Int64s, bounds: Int64s, positions: Int64s) -> Int64s:
+    """The positions that have a move to one of these, once for each move."""
+    starts, counts = bounds[positions], bounds[positions + 1] - bounds[positions]
+    ends = np.cumsum(counts)
+    within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+    found: Int64s = backwards[np.repeat(starts, counts) + within]
+    return found
+
+
+def _legal_positions(own: str, other: str) -> Men:
+    men = len(own) + len(other)
+    grid = np.indices((64,) * men).reshape(men, -1)
+    positions = Men(own=own, other=other, own_squares=grid[: len(own)].T, other_squares=grid[len(own) :].T)
+    return positions.rows(is_legal(positions))
+
+
+def _signed(sign: Int64s, plies: Int64s, mated: Int64s) -> Int64s:
+    found = sign * plies
+    found[mated] = MATED
+    return found
+
+
+def _syzygy_values(sign: Int64s, plies: Int64s) -> Int64s:
+    """2 or -2, but 1 or -1 where the 50-move rule comes first."""
+    return sign * np.where(plies > WITHIN_RULE, 1, 2)
+
+
+def _arrays(
+    graph: _Graph, pieces: Ending, found: Int64s, dtype: npt.DTypeLike, elsewhere: int
+) -> list[npt.NDArray[np.signedinteger]]:
+    arrays, start = [], 0
+    for places in graph.places:
+        array = np.full(64**pieces.men, elsewhere, dtype=dtype)
+        array[places] = found[start : start + len(places)]
+        arrays.append(array)
+        start += len(places)
+    return arrays
