@@ -97,7 +97,9 @@ def train(directory: Path, rank: int, size: int, mode: str) -> None:
             checkpoints=Checkpoints(asynchronous=mode != "ddp"),
             exec=Execution(on_nonfinite="skip" if mode == "ddp_one_nan" else "stop"),
         ),
-        resume=directory / "single/checkpoints/step-00000010" if mode.endswith("resumed") else None,
+        resume=directory / "single/checkpoints/step-00000010"
+        if mode.endswith("resumed") and rank == 0  # whose word counts
+        else None,
         place=place,
         on_event=saw,
     )

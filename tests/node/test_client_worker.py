@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,17 @@ def test_work_that_was_done_is_not_done_again_after_a_death(made: dict[str, Any]
     after = second.work(_assignment("1-1", 1), str(tmp_path / "1-1.safetensors"))
     # Its pending contribution was never settled, so error feedback is not to be trusted.
     assert after["start"] == "fresh"
+
+
+def test_claims_are_whole_at_any_moment(made: dict[str, Any], tmp_path: Path) -> None:
+    """Those of the next work take the place of the old ones at once: they are written aside."""
+    worker = _started(made)
+    worker.work(_assignment("0-0"), str(tmp_path / "0-0.safetensors"))
+    kept = tmp_path / "claims.json"
+    with kept.open() as before:
+        worker.work(_assignment("1-1", 1), str(tmp_path / "1-1.safetensors"))
+        assert json.load(before)["assignment"] == "0-0"
+    assert json.loads(kept.read_text())["assignment"] == "1-1"
 
 
 def test_work_is_done_again_where_its_end_was_not_saved(made: dict[str, Any], tmp_path: Path) -> None:

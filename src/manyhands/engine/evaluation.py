@@ -59,7 +59,7 @@ def evaluate(
     starts = range(0, wanted, size)
     metrics, extra = task.metrics(split), task.metrics(split)
     started = time.perf_counter()
-    seen: dict[int, tuple[float, int]] = {}  # number of the batch -> loss and count
+    seen: list[tuple[float, int]] = []  # loss and count of each batch
     model.eval()
     try:
         with torch.no_grad(), computing_in(precision, world.device):
@@ -71,14 +71,13 @@ def evaluate(
                 on_device = {name: tensor.to(world.device) for name, tensor in batch.items()}
                 loss = (metrics if there else extra).add(model, on_device)
                 if there:
-                    seen[number] = float(loss.mean), loss.count
+                    seen.append((float(loss.mean), loss.count))
     finally:
         model.train()
         if isinstance(model, FSDPModule):  # left unsharded by a forward pass without a backward one, its next
             model.reshard()  # gradients would be wrong (torch 2.13)
-    gathered = world.gather_data({"seen": seen, "metrics": metrics.state()})
-    metrics.merge([each["metrics"] for each in gathered])
-    parts = [part for each in gathered for part in each["seen"].values()]
+    metrics.merge(world.gather_arrays(metrics.state()))
+    parts = [part for each in world.gather_data(seen) for part in each]
     count = sum(n for _, n in parts)
     return EvaluationResult(
         loss=math.fsum(loss * n for loss, n in parts) / count if count else 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -56,13 +57,21 @@ def _check_directory(plan: Plan, directory: Path, resume: Path | None) -> None:
         )
 
 
-def in_words(error: RuntimeError, place: Place) -> WorkerError | None:
-    """What to do, if torch ran out of memory or this process lost the others; None for anything else."""
+def in_words(error: RuntimeError, place: Place, missing: Sequence[int] = ()) -> WorkerError | None:
+    """What to do, if torch ran out of memory or this process lost the others; None for anything else.
+
+    missing: the ranks for which the others have waited in vain, if it is that.
+    """
     text = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return WorkerError(
             f"out of memory ({text}): lower parallel.micro_batch_size, set parallel.activation_checkpointing=true or "
             "exec.precision=bf16, or divide the model among devices with parallel.strategy=fsdp"
+        )
+    if missing:
+        return RankLost(
+            f"rank {place.rank} waited for rank {', '.join(map(str, missing))} in vain: look at what that one does, "
+            "or raise exec.rank_timeout_s (a client: --rank-timeout)"
         )
     if place.world_size > 1 and is_lost(error):
         return RankLost(

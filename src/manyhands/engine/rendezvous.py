@@ -20,11 +20,11 @@ from pathlib import Path
 from torch.distributed import DistError, DistNetworkError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import Store
 
-from manyhands.engine.world import COLLECTIVE_TIMEOUT
 from manyhands.errors import Refused, WorkerError
 
 FILE = "rendezvous.json"
 _LOOK_EVERY_S = 0.1
+_STORE_TIMEOUT = timedelta(minutes=10)
 _ANSWER_S = 2.0  # how long a store may take to answer before its address counts as stale
 
 
@@ -65,7 +65,7 @@ def meet(
         raise WorkerError(
             f"rank {rank} of {world_size}: rank 0 has given up, and has said why ({_first_line(error)[:120]})"
         ) from None
-    store.set_timeout(COLLECTIVE_TIMEOUT)
+    store.set_timeout(_STORE_TIMEOUT)
     return store
 
 

@@ -14,13 +14,13 @@ them, and any number of processes can go on from it.
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -40,8 +40,8 @@ from manyhands.engine.report import Report, optimizer_stats
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.step import Steering, training_step
 from manyhands.engine.stopping import Stop, asked_to_stop
-from manyhands.engine.trainer import load_weights, seed_everything
-from manyhands.engine.world import Place, World, device_of, enter_world
+from manyhands.engine.trainer import load_weights, seed_everything, seed_of
+from manyhands.engine.world import ALONE, Place, World, device_of, enter_world, met
 from manyhands.errors import Interrupted, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
@@ -83,8 +83,7 @@ def train(
     another plan), StorageError, WorkerError (the loss is not finite, memory is exhausted, a rank is missing).
     """
     check_trainable(plan, place, directory, resume, settings)
-    device = device_of(place, settings.exec.device)
-    share_threads(settings.exec.threads, place.local_size)
+    world = ALONE
     with ExitStack() as stack:
         if place.leads:
             stack.enter_context(
@@ -92,7 +91,12 @@ def train(
             )
         stop = stack.enter_context(asked_to_stop(quiet=not place.leads))
         try:
-            world = stack.enter_context(enter_world(place, device, settings.parallel))
+            place = met(place)
+            device = device_of(place, settings.exec.device)
+            share_threads(settings.exec.threads, place.local_size)
+            world = stack.enter_context(
+                enter_world(place, device, settings.parallel, timeout_s=settings.exec.rank_timeout_s)
+            )
             world.check_alike("plan", plan_hash(plan))
             world.check_alike("engine's settings", settings.model_dump_json())
             sinks = [on_event] if on_event is not None and world.leads else []
@@ -106,7 +110,7 @@ def train(
             run.start()
             return run.go(stop)
         except RuntimeError as error:
-            told = in_words(error, place)
+            told = in_words(error, place, world.missing_after(error))
             if told is None:
                 raise
             raise told from error
@@ -186,15 +190,7 @@ class _Run:
     def start(self) -> None:
         """From the first weights, which are evaluated, or from a checkpoint."""
         seed_everything(self.plan.seed)
-        if self.resume is not None:
-            path = self.world.told(find_checkpoint(self.resume) if self.world.leads else None)
-            self.cursor = load_checkpoint(path, self.training, plan_hash=self.hash)
-            self.kept_step = self.cursor.step
-            self.emit("resumed", step=self.cursor.step, checkpoint=str(path))
-            if self.world.leads and (
-                moved := set_aside(self.directory / "checkpoints", path, self.cursor.step)
-            ):
-                self.emit("set_aside", step=self.cursor.step, checkpoints=[str(p) for p in moved])
+        self._go_on()
         if self.cursor.first_loss is None:
             self.cursor = replace(self.cursor, first_loss=self._evaluate())
         self.emit(
@@ -208,6 +204,7 @@ class _Run:
             device=str(self.world.device),
             processes=self.world.size,
             threads=torch.get_num_threads(),
+            hosts=self._hosts(),
         )
         self.report = Report(
             emit=self.emit,
@@ -218,6 +215,20 @@ class _Run:
             flops_per_step=self.flops,
             checkpoints=str(self.directory / "checkpoints"),
         )
+
+    def _go_on(self) -> None:
+        """From the checkpoint that rank 0 finds, if it is to resume: another rank may see others, or none."""
+        resume = self.resume if self.world.leads else None
+        found = self.world.told(None if resume is None else str(find_checkpoint(resume)))
+        if found is None:
+            return
+        self.cursor = load_checkpoint(Path(found), self.training, plan_hash=self.hash)
+        self.kept_step = self.cursor.step
+        self.emit("resumed", step=self.cursor.step, checkpoint=found)
+        if not self.world.leads:
+            return
+        if moved := set_aside(self.directory / "checkpoints", Path(found), self.cursor.step):
+            self.emit("set_aside", step=self.cursor.step, checkpoints=[str(path) for path in moved])
 
     def go(self, stop: Stop) -> TrainResult:
         """All steps that are left, in pieces of local.steps."""
@@ -261,6 +272,11 @@ class _Run:
         )
         return result
 
+    def _hosts(self) -> list[str]:
+        """Names of the machines that train, in the order of their data ranks."""
+        gathered = self.world.gather_data({"host": platform.node()})
+        return list(dict.fromkeys(each["host"] for each in gathered))
+
     # --------------------------------------------------------------------------------------- steps
     def _steps(self, stop: Stop) -> bool:
         """Up to the end of this piece of local.steps; True if asked to stop before."""
@@ -288,7 +304,7 @@ class _Run:
 
     def _step(self, batches: Sequence[Batch], rate: float) -> None:
         step, execution, world = self.cursor.step, self.settings.exec, self.world
-        seed_everything(_step_seed(self.plan.seed, step, world.data_rank))
+        seed_everything(seed_of(self.plan.seed, step, world.data_rank))
         taken = training_step(
             self.task,
             self.parallelized,
@@ -398,7 +414,3 @@ class _Run:
         if whole:
             self.saver.wait()
         return self.saved[1]
-
-
-def _step_seed(seed: int, step: int, data_rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, data_rank]).generate_state(1, np.uint64)[0] >> 1)

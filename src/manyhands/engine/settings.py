@@ -55,6 +55,10 @@ class Execution(Settings):
     the device at every step."""
     wait_for_ranks_s: Positive = 120.0
     """How long processes wait for each other when they meet."""
+    rank_timeout_s: Positive = 600.0
+    """How long processes wait at a step for one that stands still. One that dies is noticed at once."""
+    run_in_docker: bool = False
+    """On another host (--host): in the container that its DockerLaunchCommand enters."""
     restarts: Annotated[int, Field(ge=0)] = 2
     """How often processes that died are started again from the last checkpoint."""
 
@@ -102,6 +106,10 @@ class Start(Settings):
     """A checkpoint or a directory to go on from; latest: this training's newest, if it has one."""
     processes: Count | None = None
     """Start so many processes on this machine."""
+    nodes: Count | None = None
+    """So many machines start their processes for this training, each with its own node_rank."""
+    node_rank: Annotated[int, Field(ge=0)] | None = None
+    """This machine's number among nodes; 0 is at master_addr."""
     rank: Annotated[int, Field(ge=0)] | None = None
     """This process's number among world_size that are started by hand."""
     world_size: Count | None = None
@@ -123,6 +131,17 @@ class Start(Settings):
             raise ValueError(
                 "processes starts them here, rank is for those started by hand: give one of the two"
             )
+        if (self.nodes is None) != (self.node_rank is None):
+            raise ValueError("nodes and node_rank belong together: give both")
+        if self.nodes is not None and self.node_rank is not None:
+            if self.node_rank >= self.nodes:
+                raise ValueError(
+                    f"node_rank {self.node_rank} of {self.nodes}: they go from 0 to {self.nodes - 1}"
+                )
+            if self.master_addr is None or self.rank is not None:
+                raise ValueError(
+                    "nodes starts processes on several machines: give master_addr and master_port, and no rank"
+                )
         if (self.master_addr is None) != (self.master_port is None):
             raise ValueError("master_addr and master_port belong together: give both, or none")
         return self

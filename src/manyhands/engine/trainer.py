@@ -166,7 +166,7 @@ class EngineTrainer:
         """With rank 0's weights, and random numbers that differ between replicas, which see different samples."""
         load_weights(self.model, self.world.share(weights) or {})
         rank = self.world.data_rank
-        seed_everything(assignment.seed if rank == 0 else _rank_seed(assignment.seed, rank))
+        seed_everything(assignment.seed if rank == 0 else seed_of(assignment.seed, rank))
 
     def _all_abandon(self, steps: int = 1) -> Callable[[], bool]:
         """To be asked before each micro-batch of so many steps. All ranks agree, so they agree as often as the one
@@ -297,5 +297,6 @@ def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return whole(tensor.detach()).to("cpu", torch.float32, copy=True).contiguous()
 
 
-def _rank_seed(seed: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
+def seed_of(*numbers: int) -> int:
+    """A seed in [0, 2^63) that these numbers determine, such as a run's, a step's and a rank's."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -6,34 +6,46 @@ lie on a mesh of data ranks by tensor ranks: those of one tensor group see the s
 
 from __future__ import annotations
 
+import json
+import platform
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
+from manyhands.engine import exchange
 from manyhands.engine.device import CPU, choose_device
 from manyhands.engine.settings import Parallel
 from manyhands.errors import PlanError, WorkerError
 
 DATA, TENSOR = "data", "tensor"
 Summing = Callable[[], torch.Tensor]
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""A rank that dies closes its connections, which is seen at once; this is for one that hangs."""
 BACKGROUND_TIMEOUT = timedelta(hours=24)
 """Preparing data and writing a large checkpoint take what they take."""
 
 
+_REPORT_S = 5.0
+"""How far apart ranks may give up one that they have waited for together."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a process stands before it has met the others. `local_*`: among those of this machine.
+    """Where a process stands before it has met the others. `local_*`: among those of its machine; of processes that
+    were started by hand nobody knows it before they have met (`met`): 0 of 1 until then.
 
-    `meet` gives the store in which they meet; None: at MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+    `meet` gives the store in which they meet; None: at MASTER_ADDR and MASTER_PORT, as torchrun sets them. `machine`:
+    which one this is, where the others are asked for theirs.
     """
 
     rank: int = 0
@@ -41,6 +53,7 @@ class Place:
     local_rank: int = 0
     local_size: int = 1
     meet: Callable[[], Store] | None = None
+    machine: str | None = None
 
     @property
     def leads(self) -> bool:
@@ -62,6 +75,32 @@ def place_from(environment: Mapping[str, str]) -> Place:
         raise PlanError(
             f"RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE is no number ({error}): unset them"
         ) from None
+
+
+def this_machine() -> str:
+    """Alike for all processes of this machine, and for no others: its name, and which of its starts this is."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{platform.node()} {boot.read_text().strip() if boot.exists() else uuid.getnode()}"
+
+
+def met(place: Place) -> Place:
+    """The place of a process that has met the others: among those of its machine, in the order of their ranks.
+
+    Raises what `meet` raises. A place without a `machine` is known already.
+    """
+    if place.machine is None or place.meet is None:
+        return place
+    store = place.meet()
+    store.set(f"machine-{place.rank}", place.machine)
+    machines = [store.get(f"machine-{rank}").decode() for rank in range(place.world_size)]
+    here = [rank for rank, machine in enumerate(machines) if machine == place.machine]
+    return replace(
+        place,
+        local_rank=here.index(place.rank),
+        local_size=len(here),
+        meet=lambda: store,
+        machine=None,
+    )
 
 
 def device_of(place: Place, name: str = "auto") -> torch.device:
@@ -86,7 +125,8 @@ def device_of(place: Place, name: str = "auto") -> torch.device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """`mesh` is None for a process alone. `background`: a process group of its own for threads that save."""
+    """`mesh` is None for a process alone. `background`: a process group of its own for threads that save. `store`: in
+    which the ranks have met."""
 
     device: torch.device = CPU
     rank: int = 0
@@ -97,6 +137,7 @@ class World:
     tensor_size: int = 1
     mesh: DeviceMesh | None = None
     background: dist.ProcessGroup | None = None
+    store: Store | None = None
 
     @property
     def leads(self) -> bool:
@@ -127,33 +168,33 @@ class World:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
-    def gather_data(self, state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """What each data rank brings, in their order, on every rank. Between processes of one training only."""
+    def gather_data(self, value: Any) -> list[Any]:
+        """The plain data (JSON) that each data rank brings, in their order, on every rank."""
         if self.mesh is None or self.data_size == 1:
-            return [state]
-        gathered: list[Any] = [None] * self.data_size
-        dist.all_gather_object(gathered, state, group=self.mesh[DATA].get_group())
-        return gathered
+            return [value]
+        return exchange.gather(value, self.mesh[DATA].get_group())
+
+    def gather_arrays(self, arrays: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        """The arrays that each data rank brings, in their order, on every rank."""
+        if self.mesh is None or self.data_size == 1:
+            return [arrays]
+        return list(exchange.gather_arrays(arrays, self.mesh[DATA].get_group()))
 
     def told(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if self.size == 1:
-            return value
-        box = [value if self.leads else None]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        """Rank 0's value, plain data (JSON), on every rank."""
+        return value if self.size == 1 else exchange.broadcast(value, leads=self.leads)
 
     def share(self, tensors: Mapping[str, torch.Tensor] | None) -> Mapping[str, torch.Tensor] | None:
         """Rank 0's tensors, which are on the CPU, on every rank; None likewise."""
         if self.size == 1:
             return tensors
         leads = tensors if self.leads else None
-        table = self.told(None if leads is None else {name: (t.shape, t.dtype) for name, t in leads.items()})
+        table = self.told(None if leads is None else {name: _described(t) for name, t in leads.items()})
         if table is None:
             return None
         shared = {}
         for name, (shape, dtype) in table.items():
-            value = torch.empty(shape, dtype=dtype) if leads is None else leads[name].contiguous()
+            value = torch.empty(shape, dtype=_DTYPES[dtype]) if leads is None else leads[name].contiguous()
             dist.broadcast(value, src=0)
             shared[name] = value
         return shared
@@ -166,11 +207,25 @@ class World:
 
     def check_alike(self, what: str, value: object) -> None:
         """Raises PlanError on every rank if one of them has something else than rank 0."""
-        if self.any(self.told(value) != value):
+        if self.size > 1 and self.any(self.told(value) != json.loads(exchange.as_json(value))):
             raise PlanError(
                 f"the processes of this training differ in their {what}: start all with the same command line, the "
                 "same manyhands and the same data"
             )
+
+    def missing_after(self, error: BaseException) -> list[int]:
+        """The ranks for which the others have waited until this error; none if it is of another kind, or all came."""
+        if self.store is None or not any(phrase in str(error).lower() for phrase in _TIMED_OUT):
+            return []
+        names = [f"waited in vain {rank}" for rank in range(self.size)]
+        end = time.monotonic() + _REPORT_S
+        try:
+            self.store.set(names[self.rank], "1")
+            while not self.store.check(names) and time.monotonic() < end:
+                time.sleep(0.1)
+            return [rank for rank, name in enumerate(names) if not self.store.check([name])]
+        except dist.DistError:  # it was with a rank that has gone
+            return []
 
     def barrier(self) -> None:
         """Until everybody is here."""
@@ -184,7 +239,16 @@ class World:
 
 
 ALONE = World()
+_DTYPES = {
+    str(t): t for t in (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
+}
 
+
+def _described(tensor: torch.Tensor) -> tuple[list[int], str]:
+    return list(tensor.shape), str(tensor.dtype)
+
+
+_TIMED_OUT = ("timed out", "timeout")
 _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -200,8 +264,13 @@ def is_lost(error: BaseException) -> bool:
 
 
 @contextmanager
-def enter_world(place: Place, device: torch.device, settings: Parallel) -> Iterator[World]:
-    """Join the other processes for the time of the context. Raises PlanError where the sizes do not fit."""
+def enter_world(
+    place: Place, device: torch.device, settings: Parallel, *, timeout_s: float = 600.0
+) -> Iterator[World]:
+    """Join the other processes for the time of the context. Raises PlanError where the sizes do not fit.
+
+    timeout_s: how long one of them waits for the others at a step.
+    """
     data_size = _data_size(place.world_size, settings)
     if place.world_size == 1:
         yield World(device=device)
@@ -209,12 +278,13 @@ def enter_world(place: Place, device: torch.device, settings: Parallel) -> Itera
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.set_device(device)
+    store = place.meet() if place.meet is not None else _store_of_launcher(place)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        store=place.meet() if place.meet is not None else None,
+        store=store,
         rank=place.rank,
         world_size=place.world_size,
-        timeout=COLLECTIVE_TIMEOUT,
+        timeout=timedelta(seconds=timeout_s),
         device_id=device if on_cuda else None,
     )
     try:
@@ -231,9 +301,16 @@ def enter_world(place: Place, device: torch.device, settings: Parallel) -> Itera
             tensor_size=settings.tensor_parallelism,
             mesh=mesh,
             background=dist.new_group(backend="gloo", timeout=BACKGROUND_TIMEOUT),
+            store=store,
         )
     finally:
         dist.destroy_process_group()
+
+
+def _store_of_launcher(place: Place) -> Store:
+    """That of the agent which started this process, at MASTER_ADDR and MASTER_PORT."""
+    store, _, _ = next(rendezvous("env://", place.rank, place.world_size))
+    return PrefixStore("default_pg", store)
 
 
 def _data_size(size: int, settings: Parallel) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 from manyhands.errors import WorkerError
 from manyhands.node.worker_process import SILENCE_S, WorkerProcess
 
+RANK_TIMEOUT_S = 120.0
+"""So long one of them waits for the others in the middle of it."""
 OUT_OF_STEP_S = 10.0
 """So long ranks may be apart at the end of what they do together."""
 

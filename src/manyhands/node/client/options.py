@@ -8,6 +8,7 @@ from pathlib import Path
 
 from manyhands.identity.keys import Identity
 from manyhands.node.view import ClientEvent
+from manyhands.node.worker_group import RANK_TIMEOUT_S
 from manyhands.node.worker_process import SILENCE_S
 
 OnEvent = Callable[[ClientEvent], None]
@@ -17,7 +18,8 @@ OnEvent = Callable[[ClientEvent], None]
 class ClientOptions:
     """`data_parallelism` replicas of the model, each divided among `tensor_parallelism` devices, share the work, with
     a process for each device; `threads` are those of one process. `worker_silence_s`: after so long without a sign of
-    life a worker process is killed and started again."""
+    life a worker process is killed and started again. `rank_timeout_s`: so long its processes wait for each other in
+    the middle of a piece of work."""
 
     server_addr: str
     run_id: str
@@ -34,5 +36,6 @@ class ClientOptions:
     allowed_tasks: tuple[str, ...] = ()
     patient: bool = False
     worker_silence_s: float = SILENCE_S
+    rank_timeout_s: float = RANK_TIMEOUT_S
     on_event: OnEvent = field(default=lambda _: None)
     dummy_delay_s: float | None = None

@@ -225,6 +225,7 @@ class ClientWorker:
             data_parallelism=self._options.data_parallelism,
             tensor_parallelism=self._options.tensor_parallelism,
             meeting=str(group.meeting),
+            rank_timeout_s=self._options.rank_timeout_s,
             dummy_delay_s=self._options.dummy_delay_s,
             allowed_tasks=list(self._options.allowed_tasks),
         )

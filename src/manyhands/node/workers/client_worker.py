@@ -20,13 +20,16 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from manyhands.coordination.effects import Work
 from manyhands.coordination.types import Claims
 from manyhands.engine.device import share_threads
+from manyhands.engine.faults import in_words
 from manyhands.engine.settings import Parallel
 from manyhands.engine.trainer import EngineTrainer, Progress
-from manyhands.engine.world import Place, World, device_of, enter_world, is_lost
-from manyhands.errors import RankLost, StorageError
+from manyhands.engine.world import Place, World, device_of, enter_world
+from manyhands.errors import StorageError
+from manyhands.node.worker_group import RANK_TIMEOUT_S
 from manyhands.node.workers.channel import Channel, open_channel
 from manyhands.node.workers.participant_worker import ParticipantWorker
 from manyhands.plan.descriptor import RunDescriptor
+from manyhands.storage.durable import sync
 from manyhands.tasks.registry import family_of
 from manyhands.updates.participant import Participant, load_public
 from manyhands.updates.types import Abandoned
@@ -61,6 +64,7 @@ class ClientWorker(ParticipantWorker):
         data_parallelism: int = 1,
         tensor_parallelism: int = 1,
         meeting: str = "",
+        rank_timeout_s: float = RANK_TIMEOUT_S,
         **_: Any,
     ) -> dict[str, Any]:
         """Open the task, meet the other ranks in the file `meeting`, and build the model."""
@@ -74,12 +78,13 @@ class ClientWorker(ParticipantWorker):
             local_size=size,
             meet=lambda: FileStore(meeting, size),
         )
+        self._place = place
         used = share_threads(threads, size)
         chosen = device_of(place, device)
         if size > 1:
             _stay_on_this_machine()
         sizes = Parallel(data_parallelism=data_parallelism, tensor_parallelism=tensor_parallelism)
-        self._world = self._others.enter_context(enter_world(place, chosen, sizes))
+        self._world = self._others.enter_context(enter_world(place, chosen, sizes, timeout_s=rank_timeout_s))
         plan = self._run.plan
         task = family_of(plan, allowed=allowed_tasks).open(plan, self._directory / "materials")
         self._trainer = EngineTrainer(
@@ -120,9 +125,12 @@ class ClientWorker(ParticipantWorker):
         except Abandoned:
             return None
         except RuntimeError as error:
-            if self._world.size == 1 or not is_lost(error):
+            if self._world.size == 1:
                 raise
-            raise RankLost(f"rank {self._world.rank} lost the others ({error})") from None
+            told = in_words(error, self._place, self._world.missing_after(error))
+            if told is None:
+                raise
+            raise told from None
 
     def _assist(self, todo: Work) -> None:
         """Take part in what rank 0 trains; what goes in is rank 0's, and so is what comes of it."""
@@ -141,9 +149,16 @@ class ClientWorker(ParticipantWorker):
             return done
         claims = _claims.dump_python(participant.work(todo.assignment, todo.terms, path), mode="json")
         if todo.assignment.round % self._run.plan.rounds.save_local_every == 0:
-            self._claims_file.write_text(json.dumps({"assignment": todo.assignment.id, "claims": claims}))
+            self._keep_claims({"assignment": todo.assignment.id, "claims": claims})
             participant.save_local(self._local_file)
         return claims
+
+    def _keep_claims(self, claims: dict[str, Any]) -> None:
+        """Written aside, synced and renamed: those of the work before are whole until these are."""
+        aside = self._claims_file.with_name("claims.json.part")
+        aside.write_text(json.dumps(claims))
+        sync(aside)
+        aside.replace(self._claims_file)
 
     def _done_before(self, assignment: str, path: Path) -> Any:
         """The claims of work that an earlier process did and died before it could say so; None: there is none.

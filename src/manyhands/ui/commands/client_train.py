@@ -162,6 +162,14 @@ def _parallelism() -> list[_Option]:
             show_default=True,
             help="Devices that share each replica.",
         ),
+        click.option(
+            "--rank-timeout",
+            metavar="SECONDS",
+            type=click.FloatRange(min=1),
+            default=120,
+            show_default=True,
+            help="How long these processes wait for one that stands still.",
+        ),
     ]
 
 
@@ -222,6 +230,7 @@ def _take_part(context: click.Context, **given: Any) -> None:
                 micro_batch_size=given["micro_batch_size"],
                 data_parallelism=given["data_parallelism"],
                 tensor_parallelism=given["tensor_parallelism"],
+                rank_timeout_s=given["rank_timeout"],
                 write_gradients_dir=given["write_gradients_dir"],
                 allowed_tasks=given["allowed"],
                 patient=given["patient"],
