@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from manyhands import errors
-from manyhands.ui.main import cli
+from manyhands.ui.checkpoints import locate
+from manyhands.ui.main import cli, run
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "exit-codes.md"
@@ -221,3 +222,15 @@ def test_main_never_returns_silently(manyhands: Run) -> None:
     done = manyhands("runs", "ls", "--format", "json")
     assert done.returncode == 0
     assert json.loads(done.stdout) == []
+
+
+def test_the_newest_checkpoint_is_the_one_with_the_highest_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MANYHANDS_HOME", str(tmp_path))
+    kept = tmp_path / "runs" / "long" / "checkpoints"
+    for name in ("step-00000011", "step-100000000", "aside", ".step-200000000.partial-7", "step-9"):
+        (kept / name).mkdir(parents=True)
+    assert run(["runs", "ls", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["latest_checkpoint"] == "step-100000000"
+    assert locate("long") == kept / "step-100000000"

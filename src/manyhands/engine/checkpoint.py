@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
+from manyhands.engine.checkpoint_names import RUN, TRAINING, name_of, number_of, numbered
 from manyhands.engine.optimizer import create_state
 from manyhands.engine.world import ALONE, World
 from manyhands.errors import Refused, StorageError
@@ -49,7 +50,6 @@ LATEST = "latest"
 ASIDE = "aside"
 RECORD, STATE = "training.json", "state"
 
-_NAME = re.compile(r"^step-(\d{8,})$")
 _PARTIAL = re.compile(r"^\.(step|round)-\d{8,}\.partial-\d+$")
 
 
@@ -106,7 +106,7 @@ class Saver:
         what was there before is then untouched.
         """
         self.wait()
-        path = self._directory / f"step-{cursor.step:08}"
+        path = self._directory / name_of(TRAINING, cursor.step)
         if training.world.told(path.is_dir()):
             if training.world.leads:
                 _point_to(self._directory, path.name)
@@ -221,7 +221,7 @@ def publish(task: Task, model: torch.nn.Module, directory: Path, round_number: i
 
     One that is already there is kept: public at a round never changes. Raises StorageError.
     """
-    name = f"round-{round_number:08}"
+    name = name_of(RUN, round_number)
     _write_aside(directory, name, lambda partial: task.save_pretrained(weights_of(model), partial))
     return directory / name
 
@@ -304,13 +304,7 @@ def check_plan_of(path: Path, plan_hash: str) -> dict[str, Any]:
 
 def checkpoints(directory: Path) -> list[Path]:
     """The complete checkpoints in `directory`, by step, the newest last."""
-    if not directory.is_dir():
-        return []
-    return sorted((p for p in directory.iterdir() if _NAME.match(p.name) and p.is_dir()), key=_number)
-
-
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    return numbered(directory, TRAINING)
 
 
 def set_aside(directory: Path, gone_on_from: Path, step: int) -> list[Path]:
@@ -319,7 +313,7 @@ def set_aside(directory: Path, gone_on_from: Path, step: int) -> list[Path]:
     They are of a course that was left: the newest would be one of theirs. Raises StorageError.
     """
     origin = gone_on_from.resolve()
-    others = [path for path in checkpoints(directory) if _number(path) >= step and path.resolve() != origin]
+    others = [path for path in checkpoints(directory) if number_of(path) >= step and path.resolve() != origin]
     moved = []
     try:
         for path in others:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from manyhands.config import did_you_mean, home
+from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
 from manyhands.errors import StorageError
 from manyhands.ui.plans import training_of
 
 if TYPE_CHECKING:
     from manyhands.plan.schema import Plan
 
-_NAME: Final = re.compile(r"^(?:step|round)-(\d{8,})$")
 _MARKS: Final = ("config.json", "adapter_config.json", "table.json", "training.json", "*.safetensors")
 
 
@@ -43,13 +43,13 @@ def locate(where: str) -> Path:
             "keeps its checkpoints in the MANYHANDS_HOME of its server, whatever --data-dir that has: set it, or "
             "give the path of a checkpoint"
         )
-    newest = _newest(path) or _newest(path / "checkpoints")
-    if newest is None and not any(next(path.glob(mark), None) for mark in _MARKS):
+    found = numbered(path, TRAINING, RUN) or numbered(path / "checkpoints", TRAINING, RUN)
+    if not found and not any(next(path.glob(mark), None) for mark in _MARKS):
         raise StorageError(
             f"no checkpoint in {path}: a directory step-<number> or round-<number>, or one that holds such, was "
             "expected"
         )
-    return newest or path
+    return found[-1] if found else path
 
 
 def origin_of(checkpoint: Path) -> Origin | None:
@@ -66,11 +66,3 @@ def origin_of(checkpoint: Path) -> Origin | None:
         return None
     plan = resolve(read_plan_file(run / PLAN_FILE), where=str(run / PLAN_FILE))
     return Origin(plan=plan, materials=materials)
-
-
-def _newest(directory: Path) -> Path | None:
-    """By number, not by name or date."""
-    if not directory.is_dir():
-        return None
-    found = [(int(m[1]), p) for p in directory.iterdir() if (m := _NAME.match(p.name)) and p.is_dir()]
-    return max(found, default=(0, None))[1]

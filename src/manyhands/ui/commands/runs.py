@@ -75,10 +75,12 @@ def _phases(database_file: Path) -> dict[str, str]:
 
 
 def _row(directory: Path, phases: dict[str, str]) -> dict[str, Any]:
+    from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
+
     parts = ["server"] if (directory / "server").is_dir() else []
     parts += ["client" for path in directory.iterdir() if re.fullmatch(r"[0-9a-f]{8}", path.name)][:1]
     parts += ["training"] if (directory / "events.jsonl").is_file() else []
-    kept = sorted((directory / "checkpoints").glob("*-*")) if (directory / "checkpoints").is_dir() else []
+    kept = numbered(directory / "checkpoints", TRAINING, RUN)
     return {
         "run_id": directory.name,
         "part": ", ".join(parts) or "unknown",
