@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from manyhands.data.permutation import permute
-from manyhands.data.shards.making import Making, Produce, Progress, WantedSet, claim
+from manyhands.data.shards.making import PREPARED, Making, Produce, Progress, WantedSet, claim, give_up
 from manyhands.data.shards.manifest import (
     MAKING,
     MANIFEST,
@@ -40,8 +39,6 @@ from manyhands.plan.schema import Plan
 from manyhands.storage.lock import take_lock
 from manyhands.tasks.protocol import TRAINING, ChecksPlan, KeepsDataApart, Task, TaskFamily
 from manyhands.tasks.registry import family_of
-
-_PREPARED: Final = "prepared.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +87,24 @@ def pack(
     }  # fmt: skip
     claim(directory, wanted)
     place = directory / MAKING
-    with take_lock(place, "Shards are being made there: wait for their end, or choose another directory."):
-        family = family_of(plan, allowed=allowed)
-        if isinstance(family, ChecksPlan):
-            family.check(plan)
-        first_weights, names = _prepared(family, plan, place)
-        task = family.open(plan, place / MATERIALS)
-        making = Making(directory=directory, wanted=_wanted(task, plan.seed, rows, shard_rows))
-        making.find_done()
-        opens = TaskRows(plan=plan, materials=place / MATERIALS, allowed=tuple(allowed))
-        sets = making.make(opens, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
-        manifest = _manifest(family, plan, directory, sets, first_weights, names, command)
-        write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    try:
+        with take_lock(
+            place, "Shards are being made there: wait for their end, or choose another directory."
+        ):
+            family = family_of(plan, allowed=allowed)
+            if isinstance(family, ChecksPlan):
+                family.check(plan)
+            first_weights, names = _prepared(family, plan, place)
+            task = family.open(plan, place / MATERIALS)
+            making = Making(directory=directory, wanted=_wanted(task, plan.seed, rows, shard_rows))
+            making.find_done()
+            opens = TaskRows(plan=plan, materials=place / MATERIALS, allowed=tuple(allowed))
+            sets = making.make(opens, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
+            manifest = _manifest(family, plan, directory, sets, first_weights, names, command)
+            write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    except BaseException:
+        give_up(directory)
+        raise
     shutil.rmtree(place)
     return manifest
 
@@ -120,7 +123,7 @@ def _check(plan: Plan, rows: int | None, shard_rows: int | None) -> None:
 
 def _prepared(family: TaskFamily, plan: Plan, place: Path) -> tuple[str, list[str]]:
     """The task's materials, made once: the name of the first weights among them, and of the others."""
-    mark, materials = place / _PREPARED, place / MATERIALS
+    mark, materials = place / PREPARED, place / MATERIALS
     if not mark.is_file():
         shutil.rmtree(materials, ignore_errors=True)
         prepared = family.prepare(plan, materials)

@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -55,6 +56,10 @@ GROUP_BYTES: Final = 2 << 20
 SHARD_ROWS: Final = 65_536
 SHARD_BYTES: Final = 256 << 20
 """Of a shard, likewise: it is held in memory by the process that makes it, and lost when that is killed."""
+
+RECORD: Final = "done.jsonl"
+PREPARED: Final = "prepared.json"
+"""Written into .making by the maker of rows, when it has prepared what it needs."""
 
 _BLOCK_ROWS: Final = 1024
 """Rows that are asked for at a time; progress is told after each."""
@@ -116,19 +121,28 @@ class _Job:
     stop: int
 
 
-def claim(directory: Path, wanted: Mapping[str, Any]) -> bool:
-    """Take a directory for shards: a new one, an empty one, or one in which the same was begun; then True.
+def claim(directory: Path, wanted: Mapping[str, Any]) -> None:
+    """Take a directory for shards: a new one, an empty one, or one in which the same was begun, or nothing made yet.
 
     `wanted`: what is asked for, as plain data. Raises DataError for a directory that holds something else,
     StorageError for one that cannot be written.
     """
     _check_place(directory)
-    file = directory / MAKING / "wanted.json"
+    place, values = directory / MAKING, json.loads(json.dumps(wanted))
+    file = place / "wanted.json"
+    if file.is_file() and not _same_wish(values, file, directory):
+        shutil.rmtree(place)
+        place.mkdir()
     if not file.is_file():
-        write_json(file, wanted)
-        return False
-    _same_wish(json.loads(json.dumps(wanted)), file, directory)
-    return True
+        write_json(file, values)
+
+
+def give_up(directory: Path) -> None:
+    """Leave nothing of a claim behind, unless something was made."""
+    if not any((directory / MAKING / name).exists() for name in (RECORD, PREPARED)):
+        shutil.rmtree(directory / MAKING, ignore_errors=True)
+        with suppress(OSError):
+            directory.rmdir()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,13 +165,17 @@ class Making:
         for aside in self.place.glob("*.partial"):
             aside.unlink()
         self.done = dict(self._kept())
+        aside = self.place / f"{RECORD}.partial"  # without what is broken, or was cut
+        aside.write_text("".join(f.model_dump_json() + "\n" for f in self.done.values()), encoding="utf-8")
+        if self.done:
+            aside.replace(self.place / RECORD)
 
     def make(
         self, opens: Opens, *, processes: int, on_progress: Callable[[Progress], None] | None = None
     ) -> dict[str, ShardSet]:
         """What is not done, with so many processes; all of the sets. Raises what a process raised, WorkerError."""
         todo = [job for job in self.jobs() if job.file not in self.done]
-        with (self.place / "done.jsonl").open("a", encoding="utf-8") as record, _Pool(self, opens) as pool:
+        with (self.place / RECORD).open("a", encoding="utf-8") as record, _Pool(self, opens) as pool:
             pool.run(todo, min(processes, len(todo)), record, _Clock(self, on_progress))
         return {
             name: ShardSet(
@@ -170,7 +188,7 @@ class Making:
 
     def _kept(self) -> Iterator[tuple[str, ShardFile]]:
         """The shards of an earlier start that are whole: each is read and compared with its hash."""
-        record = self.place / "done.jsonl"
+        record = self.place / RECORD
         names = {job.file for job in self.jobs()}
         for line in record.read_text(encoding="utf-8").splitlines() if record.is_file() else ():
             try:
@@ -182,16 +200,21 @@ class Making:
                 yield file.name, file
 
 
-def _same_wish(values: Mapping[str, Any], file: Path, directory: Path) -> None:
+def _same_wish(values: Mapping[str, Any], file: Path, directory: Path) -> bool:
+    """Raises DataError for another wish, if some of the old one is made."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"shards {file}: {error}; remove {directory} and start again") from error
+    except ValueError:  # cut by a kill, so nothing is made
+        return False
+    made = file.with_name(RECORD)
     for path, now, then in differences(values, before):
+        if not made.is_file():
+            return False
         raise DataError(
             f"{directory} holds shards that are half made, with {path} {shown(then)}, and now it is {shown(now)}: "
             "repeat the command that began them, choose another directory, or remove this one"
         )
+    return True
 
 
 class _Clock:

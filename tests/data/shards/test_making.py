@@ -1,0 +1,193 @@
+"""Making shards in processes: the same bytes however many there are and whatever ends them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manyhands.data.shards.making import (
+    GROUP_BYTES,
+    GROUP_ROWS,
+    SHARD_BYTES,
+    Making,
+    Progress,
+    WantedSet,
+    claim,
+    give_up,
+)
+from manyhands.data.shards.manifest import MAKING, Column
+from manyhands.errors import DataError, StorageError, WorkerError
+
+ROWS = '''
+    """Rows of a test, importable in the processes that make them: each is its position; some end them."""
+    import os, pathlib, resource, signal
+    from dataclasses import dataclass
+    import numpy as np
+    from manyhands.errors import DataError
+
+    @dataclass(frozen=True)
+    class Opens:
+        ends: str = ""
+        once: str = ""
+
+        def __call__(self):
+            if self.ends == "disk":
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+            return self.make
+
+        def make(self, name, positions):
+            if 450 in positions and self.ends and (not self.once or not os.path.exists(self.once)):
+                if self.once:
+                    pathlib.Path(self.once).touch()
+                if self.ends == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if self.ends == "data":
+                    raise DataError("row 450 is broken")
+                if self.ends == "bug":
+                    raise ZeroDivisionError("by nothing")
+                if self.ends == "ragged":
+                    return {"number": positions[:, None], "tokens": positions}
+            return {"number": positions, "tokens": np.stack([positions * k % 50_000 for k in range(8)], axis=1)}
+'''
+WANTED = {
+    name: WantedSet(
+        rows=rows,
+        columns=(Column(name="number", dtype="int64"), Column(name="tokens", dtype="int64", shape=(8,))),
+        group_rows=40,
+        shard_rows=100,
+    )
+    for name, rows in (("training", 750), ("validation", 30))
+}
+
+
+@pytest.fixture
+def opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Spawned processes get this one's sys.path."""
+    (tmp_path / "rows_of_a_test.py").write_text(textwrap.dedent(ROWS), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    from rows_of_a_test import Opens  # type: ignore[import-not-found]
+
+    return Opens  # type: ignore[no-any-return]
+
+
+def begun(directory: Path) -> Making:
+    claim(directory, {"seed": 1})
+    making = Making(directory=directory, wanted=WANTED)
+    making.find_done()
+    return making
+
+
+def test_the_same_bytes_with_any_number_of_processes(
+    tmp_path: Path, opens: Callable[..., Any], digests: Callable[[Path], dict[str, str]]
+) -> None:
+    told: list[Progress] = []
+    one, two = (begun(tmp_path / name) for name in ("one", "two"))
+    sets = one.make(opens(), processes=1)
+    assert two.make(opens(), processes=2, on_progress=told.append) == sets
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert (sets["training"].rows, len(sets["training"].files)) == (750, 8)
+    assert [group.rows for group in sets["training"].files[7].groups] == [40, 10]
+    assert (told[0].rows, told[-1].rows, told[-1].total, told[-1].shards) == (0, 780, 780, 9)
+    assert [t.rows for t in told] == sorted(t.rows for t in told)
+
+
+def test_what_is_done_is_kept_when_a_process_is_killed(
+    tmp_path: Path, opens: Callable[..., Any], digests: Callable[[Path], dict[str, str]]
+) -> None:
+    begun(tmp_path / "whole").make(opens(), processes=1)
+    making = begun(tmp_path / "cut")
+    with pytest.raises(WorkerError, match=r"00004.parquet ended with signal 9, 4 of 9 shards are made and"):
+        making.make(opens("killed", str(tmp_path / "flag")), processes=1)
+    place = tmp_path / "cut"
+    (place / MAKING / "training-00004.parquet.1.partial").write_bytes(b"half")
+    with (place / MAKING / "done.jsonl").open("a") as record:
+        record.write('{"name": "training-0')  # a line that was cut
+    (place / "training-00001.parquet").write_bytes(b"x" * 1000)  # and a shard that is broken
+    again, told = begun(place), []
+    assert sorted(again.done) == [f"training-0000{i}.parquet" for i in (0, 2, 3)]
+    before = {name: (place / name).stat().st_mtime_ns for name in again.done}
+    again.make(opens("killed", str(tmp_path / "flag")), processes=2, on_progress=told.append)
+    assert digests(place) == digests(tmp_path / "whole")
+    assert {name: (place / name).stat().st_mtime_ns for name in before} == before
+    assert (told[0].kept, told[0].rows, told[-1].rows) == (300, 300, 780)
+    assert not list((place / MAKING).glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("ends", "kind", "message"),
+    [
+        ("data", DataError, "row 450 is broken"),
+        ("bug", WorkerError, "(?s)making shards failed.*ZeroDivisionError: by nothing"),
+        ("ragged", DataError, r"set 'training', rows from 440: column 'number' is int64 \[40, 1\]; expected"),
+        ("disk", StorageError, "File too large; 0 of 9 shards are made and kept: the same command goes on"),
+    ],
+)
+def test_what_ends_a_process_is_told(
+    tmp_path: Path, opens: Callable[..., Any], ends: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        begun(tmp_path / "shards").make(opens(ends), processes=1)
+    assert not (tmp_path / "shards" / "training-00004.parquet").exists()
+
+
+def test_another_wish_is_refused_once_something_is_made(tmp_path: Path, opens: Callable[..., Any]) -> None:
+    directory = tmp_path / "shards"
+    claim(directory, {"task": {"pieces": "KPk"}})
+    claim(directory, {"task": {"pieces": "KPkp"}})  # nothing is made yet
+    assert json.loads((directory / MAKING / "wanted.json").read_text()) == {"task": {"pieces": "KPkp"}}
+    Making(directory=directory, wanted={"training": WANTED["validation"]}).make(opens(), processes=1)
+    claim(directory, {"task": {"pieces": "KPkp"}})
+    with pytest.raises(DataError, match=r"half made, with task\.pieces 'KPkp', and now it is 'KRk'"):
+        claim(directory, {"task": {"pieces": "KRk"}})
+
+
+def test_places_that_are_not_for_shards(tmp_path: Path, make_shards: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="holds shards already"):
+        claim(make_shards(), {})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"is not empty \(notes.txt\): choose a new directory"):
+        claim(tmp_path / "full", {})
+    with pytest.raises(StorageError, match=r"cannot write into .*: Not a directory; choose another"):
+        claim(tmp_path / "full" / "notes.txt" / "shards", {})
+
+
+def test_giving_up_leaves_nothing_that_was_not_made(tmp_path: Path) -> None:
+    claim(tmp_path / "a" / "b", {})
+    give_up(tmp_path / "a" / "b")
+    assert not (tmp_path / "a" / "b").exists()
+    claim(tmp_path / "c", {})
+    (tmp_path / "c" / MAKING / "done.jsonl").touch()
+    give_up(tmp_path / "c")
+    assert (tmp_path / "c" / MAKING).is_dir()
+
+
+@pytest.mark.parametrize("row_bytes", [1, 204, 520, 144_000, 10_000_000])
+def test_groups_and_shards_are_of_a_sensible_size(row_bytes: int) -> None:
+    column = Column(name="a", dtype="uint8", shape=(row_bytes,))
+    want = WantedSet.of(1_000_000, (column,))
+    assert 1 <= want.group_rows <= GROUP_ROWS
+    assert want.group_rows == 1 or want.group_rows * row_bytes <= GROUP_BYTES
+    assert want.shard_rows % want.group_rows == 0
+    assert want.shard_rows * row_bytes <= max(SHARD_BYTES, row_bytes)
+    parts = list(want.files("training"))
+    assert parts[0][:2] == ("training-00000.parquet", 0)
+    assert parts[-1][2] == 1_000_000
+    assert np.unique([stop - start for _, start, stop in parts[:-1]]).size <= 1
+
+
+def test_leftovers_of_the_last_step_are_taken_away(make_shards: Callable[..., Path]) -> None:
+    directory = make_shards()
+    (directory / MAKING).mkdir()
+    with pytest.raises(DataError, match="holds shards already"):
+        claim(directory, {})
+    assert not (directory / MAKING).exists()
+    shutil.rmtree(directory)
