@@ -73,6 +73,11 @@ class Screen:
         if self._live is not None:
             self._live.stop()
 
+    def go_on(self) -> None:
+        """Redraw again."""
+        if self._live is not None:
+            self._live.start()
+
     def _draw(self, what: RenderableType) -> None:
         if self._live is not None:
             self._live.update(what)

@@ -43,6 +43,7 @@ _COMMANDS = {
     "client": Entry(f"{_HERE}.client:client", "Take part in a run; make and show identities."),
     "join": Entry(f"{_HERE}.client_train:join", "Take part in a run: the same as `client train`."),
     "ledger": Entry(f"{_HERE}.ledger:ledger", "What happened in each round of a run, to whom, and why."),
+    "hosts": Entry(f"{_HERE}.hosts:hosts", "Other machines to train on, over SSH."),
     "runs": Entry(f"{_HERE}.runs:runs", "The runs on this machine or on a server."),
     "config": Entry(
         f"{_HERE}.config:config",

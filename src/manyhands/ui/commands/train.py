@@ -15,11 +15,8 @@ from manyhands.ui.command_line import Command
 
 if TYPE_CHECKING:
     from manyhands.engine.configuration import Configuration
+    from manyhands.engine.launch import Nodes
     from manyhands.engine.run import TrainResult
-
-NOT_YET = {
-    "host": "training on another machine over SSH",
-}
 
 SHORT = {
     "device": "exec.device",
@@ -91,7 +88,24 @@ SHORT = {
 @click.option(
     "--kept", is_flag=True, hidden=True, help="Configuration from --directory: a process of a group."
 )
-@click.option("--host", metavar="NAME", help="Not available yet.")
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="NAME[,NAME]",
+    help="Train on another machine, or one training on several. With -m, give it once for each.",
+)
+@click.option(
+    "--export/--no-export",
+    default=True,
+    help="With --host: ONNX of each kept checkpoint, made there.  [default: yes]",
+)
+@click.option(
+    "--upload-shards",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="With --host: send the shards of this directory there, and train on them.",
+)
 @click.option(
     "--shards",
     "--tpg-dir",
@@ -115,6 +129,9 @@ def train(
     allowed: tuple[str, ...],
     logs: str | None,
     kept: bool,
+    hosts: tuple[str, ...],
+    export: bool,
+    upload_shards: Path | None,
     shards: str | None,
     pieces: str | None,
     **options: Any,
@@ -124,34 +141,53 @@ def train(
     KEY=VALUE sets anything of the plan and of the engine: manyhands train task=grids optimizer.lr=3e-4 processes=2.
     Started by hand or by torchrun: rank=0 world_size=4, or torchrun --nproc-per-node 4 -m manyhands train.
     """
-    for name, what in NOT_YET.items():
-        if options[name] is not None:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} {options[name]} is not available yet: {what}."
-            )
     if plan is not None and config_name is not None:
         raise click.UsageError("--plan and --config-name contradict each other: give one")
-    if multirun:
+    if multirun and not hosts:
         _sweep(overrides)
         return
-    from manyhands.ui.plans import check_pieces, configuration_from, quoted
-
     given = [f"{key}={options[name]}" for name, key in SHORT.items() if options[name] is not None]
-    given += [] if resume is None else [f"resume={quoted(resume)}"]
-    if shards is not None:
-        shards = str(Path(shards).expanduser().resolve())
-        given.append(f"data.shards={quoted(shards)}")
-        check_pieces(pieces, shards)
-    elif pieces is not None:
-        named = any(word.startswith("task=") for word in overrides)
-        given += [] if named else ["task=chess_endgames"]
-        given.append(f"task.pieces={quoted(pieces)}")
-    configuration = configuration_from(
-        plan, [*overrides, *given], config_name, config_dir, kept=directory if kept else None, shards=shards
-    )
+
+    def compose(words: Sequence[str], shards: str | None) -> Configuration:
+        """With shards in a directory of this machine."""
+        from manyhands.ui.plans import check_pieces, configuration_from, quoted
+
+        given_too = [] if resume is None else [f"resume={quoted(resume)}"]
+        if shards is not None:
+            given_too.append(f"data.shards={quoted(shards)}")
+            check_pieces(pieces, shards)
+        elif pieces is not None:
+            named = any(word.startswith("task=") for word in words)
+            given_too += [] if named else ["task=chess_endgames"]
+            given_too.append(f"task.pieces={quoted(pieces)}")
+        kept_in = directory if kept else None
+        words = [*words, *given, *given_too]
+        return configuration_from(plan, words, config_name, config_dir, kept=kept_in, shards=shards)
+
+    if hosts and cfg is None:
+        from manyhands.ui.train_there import There
+
+        there = There(
+            hosts=hosts,
+            directory=directory,
+            devices=None if devices is None else tuple(_indexes(devices) or ()),
+            allowed=allowed,
+            logs=logs,
+            shards=shards,
+            upload=upload_shards,
+            export=export,
+        )
+        raise click.exceptions.Exit((there.sweep if multirun else there.train)(compose, overrides))
+    if upload_shards is not None or not export:
+        raise click.UsageError(
+            "--upload-shards and --no-export are for a training on another machine (--host)"
+        )
+    configuration = compose(overrides, None if shards is None else str(Path(shards).expanduser().resolve()))
     if cfg is not None:
         click.echo(configuration.as_yaml(), nl=False)
         return
+    if configuration.settings.exec.run_in_docker and not kept:
+        raise click.UsageError("exec.run_in_docker=true is for a training on another machine: give --host")
     _Training(configuration, directory, allowed, logs).carry_out(devices, started=kept)
 
 
@@ -193,13 +229,16 @@ class _Training:
             raise click.UsageError(
                 f"--devices {devices} are {len(indexes)}, processes={processes}: give one of the two"
             )
-        if not started:
-            self._check(processes)
-        if started or (processes == 1 and indexes is None):
+        several = processes > 1 or indexes is not None or start.nodes is not None
+        if started and start.processes is None and start.nodes is None:
+            self._here()
+            return
+        self._check(processes)
+        if not several:
             self._here()
             return
         self._configuration.keep(self._directory)
-        from manyhands.engine.launch import choose_devices, launch
+        from manyhands.engine.launch import Nodes, choose_devices, launch
 
         if indexes is not None:
             choose_devices(indexes)
@@ -209,9 +248,25 @@ class _Training:
             restarts=self._configuration.settings.exec.restarts,
             again=["--resume", "latest"],
             tell=lambda text: click.echo(text, err=True),
+            among=self._among(Nodes),
         )
         if code:
             raise click.exceptions.Exit(code)
+
+    def _among(self, nodes: type[Nodes]) -> Nodes | None:
+        """This machine among those that start their processes for this training."""
+        start = self._configuration.start
+        if start.nodes is None or start.node_rank is None:
+            return None
+        assert start.master_addr is not None  # Start sees to it
+        assert start.master_port is not None
+        return nodes(
+            count=start.nodes,
+            rank=start.node_rank,
+            address=start.master_addr,
+            port=start.master_port,
+            wait_s=round(self._configuration.settings.exec.wait_for_ranks_s),
+        )
 
     def _rank(self) -> int:
         """Given, else of torchrun's, else 0."""
@@ -226,12 +281,14 @@ class _Training:
 
         configuration, task = self._configuration, self._configuration.plan.task
         own = isinstance(task, CustomTask) and task.target in self._allowed
-        if not own and processes == 1:
+        nodes, node_rank = self._configuration.start.nodes or 1, self._configuration.start.node_rank or 0
+        if not own and processes == nodes == 1:
             return
         from manyhands.engine.faults import check_trainable
         from manyhands.engine.world import Place
 
-        place = self._place() if processes == 1 else Place(world_size=processes)
+        world_size = processes * nodes
+        place = self._place() if world_size == 1 else Place(rank=node_rank * processes, world_size=world_size)
         check_trainable(configuration.plan, place, self._directory, self._resume(), configuration.settings)
         if not isinstance(task, CustomTask) or not own or not place.leads:
             return

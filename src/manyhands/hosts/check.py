@@ -1,0 +1,155 @@
+"""What a person is told of a host before anything runs there: a line for each question, with what to do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from manyhands import __version__
+from manyhands.errors import ManyhandsError, WorkerError
+from manyhands.hosts.agent import agent
+from manyhands.hosts.connection import Connection, connected, is_here
+from manyhands.hosts.hosts_file import Host
+from manyhands.hosts.launch import LEAST_FREE_BYTES, Facts, check_devices, look
+
+OLDEST_PYTHON: Final = (3, 11)
+NEWEST_PYTHON: Final = (3, 13)
+_SKEW_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """`state`: fault, if nothing can run there before it is mended; note, if a person should know it."""
+
+    host: str
+    what: str
+    state: Literal["ok", "note", "fault"]
+    found: str
+    to_do: str = ""
+
+
+async def check(host: Host) -> list[Check]:
+    """All of them; after one that makes the others pointless, none of those."""
+    say = _Say(host)
+    begun = time.monotonic()
+    try:
+        async with connected(host) as connection:
+            took_ms = (time.monotonic() - begun) * 1000
+            how = "this machine, by a shell" if is_here(host) else f"by SSH, in {took_ms:.0f} ms"
+            say.ok("connection", how)
+            try:
+                async with agent(connection, host) as there:
+                    asked = time.time()
+                    facts = await look(there, host, gpus=True)
+                    skew_s = facts.raw["time"] - (asked + time.time()) / 2
+            except WorkerError as error:
+                say.fault("python", str(error), "" if host.docker_launch_command is None else "see docker")
+                await _docker(say, host, connection)
+                return say.said
+            _facts(say, facts, skew_s)
+            await _docker(say, host, connection)
+    except ManyhandsError as error:
+        said, _, to_do = str(error).partition(": ")
+        say.fault("connection", said, to_do)
+    return say.said
+
+
+class _Say:
+    """Collects the answers of one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host.host_name
+        self.said: list[Check] = []
+
+    def ok(self, what: str, found: str) -> None:
+        self.said.append(Check(host=self._host, what=what, state="ok", found=found))
+
+    def note(self, what: str, found: str, to_do: str = "") -> None:
+        self.said.append(Check(host=self._host, what=what, state="note", found=found, to_do=to_do))
+
+    def fault(self, what: str, found: str, to_do: str) -> None:
+        self.said.append(Check(host=self._host, what=what, state="fault", found=found, to_do=to_do))
+
+
+def _facts(say: _Say, facts: Facts, skew_s: float) -> None:
+    name, raw = facts.host.host_name, facts.raw
+    version = tuple(raw["python"])
+    shown = f"{'.'.join(map(str, version))} at {facts.python}"
+    if OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON:
+        say.ok("python", shown)
+    else:
+        say.fault(
+            "python", shown, f'3.11 to 3.13 are supported: install one, and name it in "Python" for {name}'
+        )
+    setup = f"manyhands hosts setup {name}"
+    if facts.manyhands is None:
+        say.fault("manyhands", "not installed", setup)
+    elif facts.manyhands != __version__:
+        say.fault("manyhands", f"{facts.manyhands}, here it is {__version__}", setup)
+    else:
+        say.ok("manyhands", f"{facts.manyhands}, torch {raw['torch'] or 'is missing'}")
+    _gpus(say, facts)
+    free = f"{facts.free_bytes / 2**30:,.1f} GiB free at {raw['work']}"
+    if not raw["writable"]:
+        say.fault(
+            "disk", f"{raw['work']} cannot be written", "choose another WorkDir, or let yourself write there"
+        )
+    elif facts.free_bytes < LEAST_FREE_BYTES:
+        say.fault("disk", free, "free space there, or choose another WorkDir")
+    else:
+        say.ok("disk", free)
+    if abs(skew_s) > _SKEW_S:
+        say.note(
+            "clock", f"{skew_s:+.0f} s from here", "set it there, by NTP: times in tables are the host's"
+        )
+    else:
+        say.ok("clock", f"{skew_s:+.1f} s from here")
+    _mount(say, facts)
+
+
+def _gpus(say: _Say, facts: Facts) -> None:
+    if facts.gpus is None:
+        say.note("gpus", "nvidia-smi does not answer", "see what it says there: the driver may be broken")
+        return
+    shown = ", ".join(f"{i} {gpu['name']} {gpu['memory'] / 1024:.0f} GiB" for i, gpu in enumerate(facts.gpus))
+    try:
+        check_devices(facts, facts.host.devices)
+        if facts.gpus:
+            say.ok("gpus", shown)
+        else:
+            say.note("gpus", f"none; {facts.raw['cpus']} CPUs", "")
+    except ManyhandsError as error:
+        say.fault("gpus", shown or "none", str(error))
+
+
+def _mount(say: _Say, facts: Facts) -> None:
+    path = facts.host.path_to_output_from_host
+    if path is None:
+        say.ok("mount", "none: results come back over the connection")
+    elif facts.outputs == "shared":
+        say.ok("mount", f"{path} is MANYHANDS_HOME of this machine: nothing has to be sent back")
+    elif facts.outputs == "read-only":
+        say.note("mount", f"{path} is read-only there", "mount it so that it can be written, or leave it out")
+    else:
+        found = "is not there" if facts.outputs == "missing" else "is not MANYHANDS_HOME of this machine"
+        say.note(
+            "mount", f"{path} {found}", "nothing, if results may come back over the connection; else mount it"
+        )
+
+
+async def _docker(say: _Say, host: Host, connection: Connection) -> None:
+    if host.docker_launch_command is None:
+        return
+    try:
+        async with agent(connection, host, docker=True) as there:
+            facts = await look(there, host)
+        if facts.manyhands == __version__:
+            say.ok("docker", f"{host.docker_launch_command}: manyhands {facts.manyhands}")
+        else:
+            found = "no manyhands" if facts.manyhands is None else f"manyhands {facts.manyhands}"
+            say.fault(
+                "docker", f"{host.docker_launch_command}: {found}", f"install {__version__} in the container"
+            )
+    except ManyhandsError as error:
+        say.fault("docker", str(error), "start the container there, or mend DockerLaunchCommand")

@@ -1,0 +1,331 @@
+"""`manyhands hosts`: the machines of the hosts' file, and the trainings that were started on them from here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from manyhands.ui.command_line import Command, Entry, LazyGroup, format_option
+
+if TYPE_CHECKING:
+    from manyhands.hosts.hosts_file import Host
+    from manyhands.hosts.record import Part, Record
+
+_HERE = "manyhands.ui.commands.hosts"
+hosts = LazyGroup(
+    "hosts",
+    {
+        "ls": Entry(f"{_HERE}:ls", "List the hosts, and the trainings on them that were started from here."),
+        "check": Entry(f"{_HERE}:check", "See whether a host can be trained on, and what to do if not."),
+        "setup": Entry(f"{_HERE}:setup", "Install this version of manyhands on a host, without root."),
+        "attach": Entry(f"{_HERE}:attach", "See a training on a host again, and bring back what it makes."),
+        "logs": Entry(f"{_HERE}:logs", "What a training printed on its hosts."),
+        "fetch": Entry(f"{_HERE}:fetch", "Bring back what a training on a host has made so far."),
+        "stop": Entry(f"{_HERE}:stop", "Ask a training on a host to save and end."),
+    },
+    help="Other machines to train on, over SSH: those of hosts.json in MANYHANDS_HOME.",
+)
+
+ASK_S = 8.0
+"""How long `ls` waits for a host."""
+
+run_argument = click.argument("run", metavar="RUN")
+
+
+@click.command("ls", cls=Command)
+@format_option
+def ls(output: str) -> None:
+    """List the hosts, and the trainings on them that were started from here; those that go on are asked for."""
+    from manyhands.hosts.hosts_file import hosts as known
+    from manyhands.hosts.record import all_recorded
+    from manyhands.ui.terminal import print_json, table
+
+    hosts_rows = [_host_row(host) for host in known().values()]
+    runs = list(all_recorded().items())
+    states = asyncio.run(_states([record for _, record in runs]))
+    run_rows = [
+        _run_row(directory, record, part, states) for directory, record in runs for part in record.parts
+    ]
+    if output == "json":
+        print_json({"hosts": hosts_rows, "runs": run_rows})
+        return
+    if not hosts_rows:
+        from manyhands.config import home
+
+        click.echo(f"no hosts yet: name them in {home() / 'hosts.json'} (docs/hosts.md)")
+        return
+    click.echo(table(hosts_rows, _HOST_COLUMNS))
+    if run_rows:
+        click.echo("\n" + table(run_rows, _RUN_COLUMNS))
+
+
+_HOST_COLUMNS = {
+    "host": "host",
+    "user": "user",
+    "directory": "directory",
+    "devices": "GPUs",
+    "docker": "docker",
+}
+_RUN_COLUMNS = {
+    "run": "run",
+    "host": "host",
+    "state": "state",
+    "step": "step",
+    "fetched": "fetched",
+    "directory": "here",
+}
+
+
+def _host_row(host: Host) -> dict[str, Any]:
+    return {
+        "host": host.host_name,
+        "user": host.user_name,
+        "directory": host.work_dir,
+        "devices": None if host.devices is None else ",".join(map(str, host.devices)),
+        "docker": host.docker_launch_command,
+    }
+
+
+def _run_row(
+    directory: Path, record: Record, part: Part, states: dict[tuple[str, str], str]
+) -> dict[str, Any]:
+    return {
+        "run": record.run,
+        "host": part.host,
+        "state": states[record.run, part.host],
+        "step": _last_step(directory / "events.jsonl"),
+        "fetched": record.fetched,
+        "directory": str(directory),
+    }
+
+
+async def _states(records: list[Record]) -> dict[tuple[str, str], str]:
+    """Of each run and host: from its record if it has ended, else from the host."""
+    asked = [(record, part) for record in records for part in record.parts]
+    found = await asyncio.gather(*(_state(record, part) for record, part in asked))
+    return {(record.run, part.host): state for (record, part), state in zip(asked, found, strict=True)}
+
+
+async def _state(record: Record, part: Part) -> str:
+    from manyhands.errors import ManyhandsError
+    from manyhands.hosts.training import state_of
+
+    ending = part.ending
+    if ending is None:
+        try:
+            ending = await state_of(part, docker=record.docker, within_s=ASK_S)
+        except ManyhandsError as error:
+            return f"unknown: {str(error).splitlines()[0][:60]}"
+    if ending is None:
+        return "never started"
+    if ending["state"] == "ended":
+        return "finished" if ending["exit_code"] == 0 else f"failed with {ending['exit_code']}"
+    return str(ending.get("phase") if ending["state"] == "running" else ending["state"])
+
+
+def _last_step(events: Path) -> int | None:
+    """Of the copy here, by its end."""
+    import json
+
+    if not events.is_file():
+        return None
+    with events.open("rb") as file:
+        file.seek(max(0, events.stat().st_size - 65_536))
+        for line in reversed(file.read().splitlines()):
+            if b'"step"' in line:
+                try:
+                    return int(json.loads(line)["step"])
+                except (ValueError, KeyError):
+                    continue
+    return None
+
+
+@click.command("check", cls=Command)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@format_option
+def check(names: tuple[str, ...], output: str) -> None:
+    """See whether hosts (all of them, if none is named) can be trained on, and what to do where not.
+
+    Ends with code 12 if there is a fault.
+    """
+    from manyhands.errors import WorkerError
+    from manyhands.hosts.check import check as check_host
+    from manyhands.hosts.hosts_file import chosen
+    from manyhands.hosts.hosts_file import hosts as known
+    from manyhands.ui.terminal import print_rows
+
+    wanted = chosen(names) if names else list(known().values())
+    if not wanted:
+        raise click.UsageError(
+            "there are no hosts yet: name them in hosts.json of MANYHANDS_HOME (docs/hosts.md)"
+        )
+
+    async def all_of_them() -> list[dict[str, Any]]:
+        found = await asyncio.gather(*(check_host(host) for host in wanted))
+        return [
+            {f: getattr(c, f) for f in ("host", "what", "state", "found", "to_do")}
+            for cs in found
+            for c in cs
+        ]
+
+    rows = asyncio.run(all_of_them())
+    columns = {"host": "host", "what": "what", "state": "", "found": "found", "to_do": "to do"}
+    print_rows(rows, columns, output)
+    if any(row["state"] == "fault" for row in rows):
+        raise click.exceptions.Exit(WorkerError.exit_code)
+
+
+@click.command("setup", cls=Command)
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--wheel",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="A wheel of manyhands.  [default: made of what runs here]",
+)
+@click.option("--extras", metavar="onnx,chess", default="", help="Optional parts to install as well.")
+@click.option("--system-packages", is_flag=True, help="Use what the host's Python has installed, as torch.")
+@click.option("--no-dependencies", is_flag=True, help="Install nothing else: no network is needed there.")
+def setup(name: str, wheel: Path | None, extras: str, system_packages: bool, no_dependencies: bool) -> None:
+    """Install this version of manyhands on a host: into an environment of its own in WorkDir, without root."""
+    import tempfile
+
+    from manyhands.hosts.hosts_file import host_named
+    from manyhands.hosts.setup import own_wheel
+    from manyhands.hosts.setup import setup as set_up
+
+    host = host_named(name)
+    with tempfile.TemporaryDirectory(prefix="manyhands-wheel-") as directory:
+        made = asyncio.run(
+            set_up(
+                host,
+                wheel or own_wheel(Path(directory)),
+                system_packages=system_packages,
+                dependencies=not no_dependencies,
+                extras=[extra for extra in extras.split(",") if extra],
+                tell=lambda text: click.echo(text, err=True),
+            )
+        )
+    click.echo(f"{name} has manyhands {made.version} at {made.python}")
+    if host.python is not None:
+        click.echo(f'its entry names "Python": {host.python}: take that out to use the new one', err=True)
+
+
+@click.command("attach", cls=Command)
+@run_argument
+@click.option(
+    "--logs",
+    type=click.Choice(["tui", "console", "json", "none"]),
+    help="What to show.  [default: tui on a terminal, else console]",
+)
+def attach(run: str, logs: str | None) -> None:
+    """See a training on a host again, from where its events are here, and bring back what it makes.
+
+    Ends as the training does. RUN is its name, or its directory here.
+    """
+    from manyhands.hosts.record import run_named
+    from manyhands.ui.host_training import attach as watch
+    from manyhands.ui.live import choose_logs
+
+    directory, record = run_named(run)
+    code = watch(directory, record, choose_logs(logs))
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+@click.command("logs", cls=Command)
+@run_argument
+@click.option(
+    "--lines", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="From the end."
+)
+def logs(run: str, lines: int) -> None:
+    """What a training printed on its hosts, as it is there now; from the copy here where a host cannot be reached."""
+    from manyhands.hosts.record import run_named
+    from manyhands.ui.terminal import printable
+
+    directory, record = run_named(run)
+    for part in record.parts:
+        text = _run(_log(directory, record, part))
+        if len(record.parts) > 1:
+            click.echo(f"── {part.host}")
+        for line in text.splitlines()[-lines:]:
+            click.echo(printable(line))
+
+
+async def _log(directory: Path, record: Record, part: Part) -> str:
+    from manyhands.errors import ServerUnreachable
+    from manyhands.hosts.follow import LOG
+    from manyhands.hosts.hosts_file import host_named
+    from manyhands.hosts.training import reached
+
+    here = directory / "logs" / f"{part.host}.log"
+    try:
+        async with reached(host_named(part.host), docker=record.docker) as there:
+            return str((await there.ask("text", path=f"{part.directory}/{LOG}", bytes=4 << 20))["text"])
+    except ServerUnreachable as error:
+        if not here.is_file():
+            raise
+        click.echo(f"{error}; this is the copy here", err=True)
+        return here.read_text(encoding="utf-8", errors="replace")
+
+
+@click.command("fetch", cls=Command)
+@run_argument
+@click.option("--all", "everything", is_flag=True, help="Also what it was given: materials, inputs, code.")
+def fetch(run: str, everything: bool) -> None:
+    """Bring back what a training on a host has made so far; goes on where an earlier attempt was cut off.
+
+    With --all also the prepared data, which `manyhands eval` needs.
+    """
+    from manyhands.hosts.fetch import fetch as bring
+    from manyhands.hosts.hosts_file import host_named
+    from manyhands.hosts.record import run_named
+    from manyhands.ui.terminal import human_bytes, human_seconds
+
+    directory, record = run_named(run)
+    part = record.parts[0]
+    if record.shared:
+        click.echo(f"{part.host} writes into {directory} itself: everything is here")
+        return
+    found = _run(
+        bring(
+            host_named(part.host),
+            part.directory,
+            directory,
+            docker=record.docker,
+            everything=everything,
+            tell=lambda text: click.echo(text, err=True),
+            keep=record.keep,
+        )
+    )
+    kept = f", {human_bytes(found.kept_bytes)} were here" if found.kept_bytes else ""
+    rate = f" ({human_bytes(found.bytes / found.seconds)}/s)" if found.bytes > 1 << 20 else ""
+    click.echo(
+        f"fetched {human_bytes(found.bytes)} in {found.files} files{kept}, {human_seconds(found.seconds)}{rate}, to "
+        f"{directory}"
+    )
+
+
+@click.command("stop", cls=Command)
+@run_argument
+@click.option("--now", is_flag=True, help="End it at once, without saving.")
+def stop(run: str, now: bool) -> None:
+    """Ask a training on a host to save and end. `hosts attach` shows how it does, and brings back what it saved."""
+    from manyhands.hosts.record import run_named
+    from manyhands.hosts.training import stop as ask
+
+    _, record = run_named(run)
+    for part in record.parts:
+        status = _run(ask(part, docker=record.docker, now=now))
+        if status["state"] != "running":
+            click.echo(f"{run} has ended on {part.host} already")
+        else:
+            click.echo(f"{run} on {part.host} " + ("is killed" if now else "is asked to save and end"))
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
