@@ -2,7 +2,7 @@
 
 A pre-norm transformer (Xiong et al., 2002.04745). A token is the sum of three learned embeddings: of what stands on
 its square, of the square, and of the two together. Each head adds to its attention a learned bias for the offset of
-two squares, the same in all layers, so that lines and knights' jumps need not be found pair by pair.
+two squares, so that lines and knights' jumps need not be found pair by pair.
 
 Two things hold exactly, by construction:
 - a position and its mirror image (files a and h exchanged) get the same outputs: with the mover's king on files e to
@@ -40,6 +40,7 @@ ILLEGAL: Final = -1e4
 _MY_KING, _THEIR_PAWN, _THEIR_MARKED_PAWN = 6, 7, 13
 _PIECE_KINDS: Final = 13  # without the mark
 _OFFSETS: Final = 15**2  # files and ranks between two squares: -7 to 7 each
+NOT_SEEN: Final = _OFFSETS
 _SPREAD: Final = 0.02  # standard deviation of first weights, as in GPT-2
 
 Norm = Literal["layer", "rms"]
@@ -74,8 +75,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.o_proj = nn.Linear(width, width)
+        self.offset_bias = nn.Linear(_OFFSETS, heads, bias=False)  # a table, as a layer that can be divided
 
-    def forward(self, x_BTD: torch.Tensor, bias_BHTT: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, offsets_BTT: torch.Tensor) -> torch.Tensor:
+        """`offsets_BTT`: 0 to 224 by offset of two tokens' squares; NOT_SEEN for a token that only fills up."""
+        every = torch.eye(_OFFSETS, device=x_BTD.device, dtype=x_BTD.dtype)
+        table = F.pad(self.offset_bias(every), (0, 0, 0, 1), value=ILLEGAL)  # [226, H]
+        bias_BHTT = F.embedding(offsets_BTT, table).movedim(-1, 1)
         q, k, v = (
             projection(x_BTD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -107,8 +113,8 @@ class Layer(nn.Module):
         self.mlp_norm = _NORMS[norm](width)
         self.mlp = FeedForward(width, hidden, activation)
 
-    def forward(self, x_BTD: torch.Tensor, bias_BHTT: torch.Tensor) -> torch.Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias_BHTT)
+    def forward(self, x_BTD: torch.Tensor, offsets_BTT: torch.Tensor) -> torch.Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), offsets_BTT)
         out: torch.Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return out
 
@@ -121,11 +127,10 @@ class EndgameTransformer(nn.Module):
     """
 
     tp_plan: ClassVar[dict[str, str]] = {
-        **{f"layers.*.attention.{name}_proj": "colwise" for name in "qkv"},
+        **{f"layers.*.attention.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj", "offset_bias")},
         "layers.*.attention.o_proj": "rowwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
-        "offset_bias": "colwise",
     }
     """How tensor ranks divide it (engine/parallel.py)."""
 
@@ -146,7 +151,6 @@ class EndgameTransformer(nn.Module):
         self.kind_embedding = nn.Embedding(KINDS, width)
         self.square_embedding = nn.Embedding(SQUARES, width)
         self.kind_on_square_embedding = nn.Embedding(KINDS * SQUARES, width)
-        self.offset_bias = nn.Linear(_OFFSETS, heads, bias=False)  # a table, as a layer that can be divided
         self.layers = nn.ModuleList(Layer(width, heads, hidden, norm, activation) for _ in range(layers))
         self.last_norm = _NORMS[norm](width)
         self.policy_head = nn.Linear(width, TARGETS)
@@ -166,11 +170,11 @@ class EndgameTransformer(nn.Module):
             + self.square_embedding(places_BT)
             + self.kind_on_square_embedding(kinds_BT * SQUARES + places_BT)
         )
-        bias_BHTT = self._bias(places_BT, x_BTD)
-        if self.pieces is not None:  # where there are fewer pieces, the other tokens are not looked at
-            bias_BHTT = bias_BHTT + ILLEGAL * (kinds_BT == 0).to(x_BTD.dtype)[:, None, None, :]
+        offsets_BTT = _offsets(places_BT)
+        if self.pieces is not None:
+            offsets_BTT = torch.where((kinds_BT == 0).unsqueeze(1), NOT_SEEN, offsets_BTT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, bias_BHTT)
+            x_BTD = layer(x_BTD, offsets_BTT)
         x_BTD = self.last_norm(x_BTD)
         hidden = F.gelu(self.value_hidden(_by_piece(x_BTD, kinds_BT)))
         return Outputs(
@@ -193,25 +197,23 @@ class EndgameTransformer(nn.Module):
         taken = SQUARES - 1 - first % SQUARES  # occupied squares, ascending; empty ones where these are fewer
         return kinds.gather(1, taken), taken, (occupied.cumsum(dim=1) - 1).clamp(0, self.pieces - 1)
 
-    def _bias(self, places_BT: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """[B, H, T, T], by offset."""
-        ranks, files = places_BT // 8, places_BT % 8
-        ranks = ranks.unsqueeze(2) - ranks.unsqueeze(1) + 7
-        files = files.unsqueeze(2) - files.unsqueeze(1) + 7
-        table = self.offset_bias(torch.eye(_OFFSETS, device=like.device, dtype=like.dtype))  # [225, H]
-        return F.embedding(ranks * 15 + files, table).movedim(-1, 1)
-
     def _first_weights(self, residual_additions: int) -> None:
         """Normal with a small spread; what is added to the residual stream smaller still, as in GPT-2."""
         for name, parameter in self.named_parameters():
             if "norm" in name:
                 continue  # ones and zeros
-            if parameter.ndim < 2 or name == "offset_bias.weight":
+            if parameter.ndim < 2 or name.endswith("offset_bias.weight"):
                 nn.init.zeros_(parameter)
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.normal_(parameter, std=_SPREAD / residual_additions**0.5)
             else:
                 nn.init.normal_(parameter, std=_SPREAD)
+
+
+def _offsets(places_BT: torch.Tensor) -> torch.Tensor:
+    ranks, files = places_BT // 8, places_BT % 8
+    ranks = ranks.unsqueeze(2) - ranks.unsqueeze(1) + 7
+    return ranks * 15 + files.unsqueeze(2) - files.unsqueeze(1) + 7
 
 
 def _by_piece(x_BTD: torch.Tensor, kinds_BT: torch.Tensor) -> torch.Tensor:
