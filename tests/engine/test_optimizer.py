@@ -127,3 +127,11 @@ def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
     # An orthogonalized step of a 4 x 4 matrix, scaled by 0.2 * sqrt(4): all singular values near 0.4 times lr.
     moved = torch.linalg.svdvals((before - net.hidden.weight.detach()) / 0.02)
     assert 0.2 < float(moved.min()) <= float(moved.max()) < 0.6
+
+
+@pytest.mark.parametrize(("momentum", "used"), [(None, 0.95), (0.0, 0.0), (0.5, 0.5)])
+def test_muon_has_the_momentum_that_the_plan_says(momentum: float | None, used: float) -> None:
+    net = model()
+    optimizer = build_optimizer(InnerOptimizer(name="muon", lr=0.01, momentum=momentum), net)
+    assert [group["momentum"] for group in optimizer.param_groups if "momentum" in group] == [used]
+    assert InnerOptimizer(name="sgd", momentum=momentum).used_momentum == (momentum or 0.0)

@@ -24,7 +24,7 @@ def test_published_values() -> None:
     assert (fedsgd.local.kind, fedsgd.outer.name, fedsgd.outer.lr) == ("gradient", "adamw", 1e-4)
     assert fedsgd.outer.bias_correction
     for plan in (fedavg, fedprox, scaffold, fedadam):
-        assert (plan.local.optimizer.name, plan.local.optimizer.momentum) == ("sgd", 0.0)
+        assert (plan.local.optimizer.name, plan.local.optimizer.used_momentum) == ("sgd", 0.0)
         assert (plan.local.optimizer.weight_decay, plan.local.optimizer.clip_norm) == (0.0, 0.0)
     for plan in (fedavg, fedprox, scaffold):
         assert (plan.outer.name, plan.outer.lr, plan.outer.momentum) == ("sgd", 1.0, 0.0)

@@ -25,7 +25,7 @@ def build_optimizer(settings: InnerOptimizer, model: torch.nn.Module) -> torch.o
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings.name == "sgd":
         groups = _groups(parameters, settings.weight_decay, "decoupled_decay")
-        return DecoupledSGD(groups, lr=settings.lr, momentum=settings.momentum)
+        return DecoupledSGD(groups, lr=settings.lr, momentum=settings.used_momentum)
     return _adamw(parameters, settings)
 
 
@@ -72,7 +72,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 torch.optim.Muon(
                     matrices,
                     lr=settings.lr,
-                    momentum=settings.momentum or 0.95,
+                    momentum=settings.used_momentum,
                     weight_decay=decay,
                     adjust_lr_fn="match_rms_adamw",
                 )

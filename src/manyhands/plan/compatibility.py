@@ -101,10 +101,10 @@ def control_variate_needs_plain_sgd(plan: Plan) -> str | None:
     optimizer = plan.local.optimizer
     if not plan.local.control_variate or plan.local.kind == "gradient":
         return None
-    if optimizer.name == "sgd" and optimizer.momentum == 0 and optimizer.clip_norm == 0:
+    if optimizer.name == "sgd" and optimizer.used_momentum == 0 and optimizer.clip_norm == 0:
         return None
     return (
-        f"'local.control_variate' is True with {optimizer.name}, momentum {optimizer.momentum} and clip_norm "
+        f"'local.control_variate' is True with {optimizer.name}, momentum {optimizer.used_momentum} and clip_norm "
         f"{optimizer.clip_norm}: control variates are defined for plain SGD. Set local.optimizer to sgd with "
         "momentum 0 and clip_norm 0, or switch control_variate off."
     )

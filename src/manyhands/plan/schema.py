@@ -30,8 +30,8 @@ class InnerOptimizer(Settings):
     the matrices of hidden layers, adamw for the rest."""
     lr: Positive = 1e-3
     """Peak learning rate; the schedule scales it."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum (sgd, 0: plain; muon, 0: its usual 0.95)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum (sgd, muon); null: what is usual, 0 for sgd and 0.95 for muon."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the mean of gradients (adamw)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -42,6 +42,13 @@ class InnerOptimizer(Settings):
     """Decoupled, on tensors of two and more dimensions."""
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm of a step; 0 switches clipping off."""
+
+    @property
+    def used_momentum(self) -> float:
+        """What `momentum` means for this optimizer."""
+        if self.momentum is not None:
+            return self.momentum
+        return 0.95 if self.name == "muon" else 0.0
 
 
 class LocalWork(Settings):
