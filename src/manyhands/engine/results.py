@@ -104,7 +104,7 @@ def _duration_s(events: Sequence[dict[str, Any]]) -> float:
         for earlier, later in pairwise(events)
         if earlier["kind"] not in _ENDINGS and later["kind"] != "resumed"
     )
-    return sum(spent) / 1000
+    return float(sum(spent)) / 1000
 
 
 def _utc(time_ms: int) -> str:
