@@ -1,8 +1,8 @@
 """Measurements of the chess endgames task: what a network knows after a bounded time, and positions/s of training.
 
 The plan is the config `endgames` (docs/endgames.md), KPkp. Its tables are those in the directory that
-MANYHANDS_SYZYGY names; without it nothing is measured. MANYHANDS_BENCH_MINUTES bounds the training (3 by default; the figure of the
-project is for an hour): the steps that fit are estimated beforehand, so that the learning rate comes to its end.
+MANYHANDS_SYZYGY names; without it nothing is measured. MANYHANDS_BENCH_MINUTES bounds the training (3 by default; the
+figure of the project is for an hour): the steps that fit are estimated first, so that the schedule comes to its end.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def endgame_rate() -> Measured:
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
         _trained(Path(name) / "trial", tables, pieces=1)  # decodes the tables
         _, rate = _trained(Path(name) / "training", tables, pieces=8)
-    return Measured(
-        value=rate, note=f"KPkp, 64 x 4 x 4 over pieces, {os.cpu_count()} threads; load {_load()}"
-    )
+    return Measured(value=rate, note=f"KPkp, 64 x 4 x 4 over pieces, {os.cpu_count()} threads")
 
 
 def _plan(tables: Path, pieces: int) -> Plan:
