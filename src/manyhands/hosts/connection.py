@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shlex
 import shutil
 import socket
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 CONNECT_S: Final = 15.0
 _FAST_CIPHERS: Final = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
 """Several times faster here than what would be chosen; used where ~/.ssh/config names none."""
+_EXIT_S: Final = 2.0
 _WINDOW, _PACKET = 16 << 20, 32768
 
 
@@ -49,7 +49,6 @@ class Channel(Protocol):
 
 class Connection(Protocol):
     async def open(self, command: str, receiver: Receiver) -> Channel: ...
-    def close(self) -> None: ...
 
 
 def is_here(host: Host) -> bool:
@@ -62,7 +61,11 @@ def is_here(host: Host) -> bool:
 async def connected(host: Host) -> AsyncIterator[Connection]:
     """While the block lasts. Raises ServerUnreachable, Refused (keys of either side), IdentityError, PlanError."""
     if is_here(host):
-        yield _Shell(_shell_of(host))
+        shell = _Shell(_shell_of(host))
+        try:
+            yield shell
+        finally:
+            await shell.close()
         return
     connection = _Ssh(await _ssh(host))
     try:
@@ -114,16 +117,21 @@ def _options(host: Host) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOp
     if host.identity_file is not None:
         given["client_keys"] = [str(_key_file(host))]
     try:
-        options = asyncssh.SSHClientConnectionOptions(**given)
+        options = asyncssh.SSHClientConnectionOptions(**given, config=())  # (): ~/.ssh/config; None would be none
         if options.encryption_algs == asyncssh.SSHClientConnectionOptions(config=None).encryption_algs:
             ciphers = [*_FAST_CIPHERS, *(name.decode() for name in options.encryption_algs)]
             given["encryption_algs"] = list(dict.fromkeys(ciphers))
-    except asyncssh.KeyEncryptionError:
+        if options.known_hosts is not None:  # None: it was switched off in ~/.ssh/config
+            there = [str(file) for file in _known_hosts(options) if file.is_file()]
+            given["known_hosts"] = there or b""
+    except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError) as error:
+        if not isinstance(error, asyncssh.KeyEncryptionError) and "assphrase" not in str(error):
+            raise IdentityError(f"{host.host_name}: a key of ssh cannot be read: {error}") from None
         raise IdentityError(
             f"{host.host_name}: the key {host.identity_file} has a passphrase, and nobody is asked for it here: give "
             f"it to the agent once with `ssh-add {host.identity_file}` and leave IdentityFile out"
         ) from None
-    except (OSError, ValueError, asyncssh.ConfigParseError, asyncssh.KeyImportError) as error:
+    except (OSError, ValueError, asyncssh.ConfigParseError) as error:
         raise IdentityError(f"{host.host_name}: what ssh is set up with cannot be read: {error}") from None
     return given, options
 
@@ -277,20 +285,26 @@ class _Shell:
     async def open(self, command: str, receiver: Receiver) -> Channel:
         loop = asyncio.get_running_loop()
         try:
-            transport, _ = await loop.subprocess_exec(lambda: _Pipes(receiver), *self._shell, command)
+            transport, pipes = await loop.subprocess_exec(lambda: _Pipes(receiver), *self._shell, command)
         except OSError as error:
             raise ServerUnreachable(f"{shlex.join(self._shell)} cannot be started: {error}") from None
-        self._channels.append(_ShellChannel(transport))
+        self._channels.append(_ShellChannel(transport, pipes))
         return self._channels[-1]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for channel in self._channels:
             channel.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(channel.pipes.exited.wait(), _EXIT_S)
 
 
 class _Pipes(asyncio.SubprocessProtocol):
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
+        self.exited = asyncio.Event()
+
+    def process_exited(self) -> None:
+        self.exited.set()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         (self._receiver.received if fd == 1 else self._receiver.complained)(data)
@@ -306,8 +320,8 @@ class _Pipes(asyncio.SubprocessProtocol):
 
 
 class _ShellChannel:
-    def __init__(self, transport: asyncio.SubprocessTransport) -> None:
-        self._transport = transport
+    def __init__(self, transport: asyncio.SubprocessTransport, pipes: _Pipes) -> None:
+        self._transport, self.pipes = transport, pipes
 
     def write(self, data: bytes) -> None:
         pipe = self._transport.get_pipe_transport(0)
@@ -325,5 +339,5 @@ class _ShellChannel:
             if pipe is not None:
                 pipe.close()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._transport.get_pid(), 15)
+            self._transport.terminate()
         self._transport.close()

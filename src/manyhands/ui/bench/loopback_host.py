@@ -34,22 +34,33 @@ def sshd_program() -> str | None:
 class LoopbackHost:
     """`server1`, whose home is `<directory>/home`. `client` is the home of who connects."""
 
-    def __init__(self, directory: Path, *, user: str | None = None, port: int | None = None) -> None:
+    def __init__(self, directory: Path, *, user: str | None = None, home: Path | None = None) -> None:
         self.directory, self.user = directory, user or getpass.getuser()
-        self.home, self.client = directory / "home", directory / "client"
-        self.port = port or free_port()
+        self.home, self.client = home or directory / "home", directory / "client"
+        self.port = free_port()
         self._own_user = user is not None
         self._sshd: subprocess.Popen[bytes] | None = None
-        for path in (directory, self.home, self.client, self.client / ".ssh"):
-            path.mkdir(exist_ok=True, parents=True)
-        if not (directory / "host_key").exists():
-            self.new_host_key()
-            self._make_key(self.client / ".ssh" / "id_ed25519")
-            shutil.copy(self.client / ".ssh" / "id_ed25519.pub", directory / "authorized_keys")
+        self.home.mkdir(exist_ok=True, parents=True)
+        self.new_host_key()
+        self.make_key(directory / "client_key")
+        shutil.copy(directory / "client_key.pub", directory / "authorized_keys")
+        self.set_up_client()
+
+    def set_up_client(self) -> None:
+        """In the home of who connects: its key, the host's key, and an entry in hosts.json."""
+        ssh = self.client / ".ssh"
+        ssh.mkdir(exist_ok=True, parents=True)
+        for suffix in ("", ".pub"):
+            shutil.copy(self.directory / f"client_key{suffix}", ssh / f"id_ed25519{suffix}")
         self._write_ssh_config()
         self.know()
+        self.write_hosts()
 
     # ------------------------------------------------------------------ the server
+    @property
+    def stopped(self) -> bool:
+        return self._sshd is None
+
     def start(self) -> None:
         program = sshd_program()
         if program is None:
@@ -96,12 +107,13 @@ class LoopbackHost:
 
     def new_host_key(self) -> None:
         """As after the host was set up anew, or when another machine answers."""
-        self._make_key(self.directory / "host_key")
+        self.make_key(self.directory / "host_key")
 
-    def _make_key(self, file: Path) -> None:
+    @staticmethod
+    def make_key(file: Path, passphrase: str = "") -> None:
         for old in (file, file.with_name(f"{file.name}.pub")):
             old.unlink(missing_ok=True)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file)], check=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", str(file)], check=True)
 
     def _sshd_config(self) -> str:
         own_home = "" if self._own_user else f"SetEnv HOME={self.home}\n"
@@ -146,7 +158,6 @@ class LoopbackHost:
 @contextlib.contextmanager
 def loopback_host(directory: Path, **settings: Any) -> Iterator[LoopbackHost]:
     host = LoopbackHost(directory, **settings)
-    host.write_hosts()
     host.start()
     try:
         yield host
