@@ -114,7 +114,7 @@ def value_before(after: Men, values_of: ValuesOf) -> Int64s:
 def follow(men: Men, moves: Moves) -> Iterator[Followed]:
     """The positions after all of `moves` (of `men`), kind by kind."""
     kinds = (moves.piece << 3 | moves.promotion) << 3 | (moves.captured + 1)
-    order = np.argsort(kinds, kind="stable")
+    order = np.argsort(kinds.astype(np.int16), kind="stable")  # sixteen bits are sorted by radix
     starts = np.flatnonzero(np.diff(kinds[order], prepend=-1))
     for chosen in np.split(order, starts[1:]) if len(order) else ():
         one = chosen[0]

@@ -198,7 +198,9 @@ def _in_order(row: Int64s, number: Int64s, piece: Int64s, captured: Int64s) -> M
 
 
 def occupied_by(squares: Int64s) -> UInt64s:
-    sets: UInt64s = np.bitwise_or.reduce(bit(squares), axis=1)
+    sets = np.zeros(len(squares), dtype=np.uint64)
+    for column in squares.T:
+        sets |= bit(column)
     return sets
 
 

@@ -18,14 +18,17 @@ that mates, captures, or moves a pawn is one ply from zero, so several moves may
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from manyhands.tasks.chess_endgames.boards import LETTERS
+from manyhands.errors import DataError
+from manyhands.tasks.chess_endgames.boards import LETTERS, OTHER_SIDE, to_fen
 from manyhands.tasks.chess_endgames.distances import DRAW, Int64s, Labels, outcome, rank, value
 from manyhands.tasks.chess_endgames.moves import Men
+from manyhands.tasks.chess_endgames.pieces import STRENGTH
 
 Record = dict[str, npt.NDArray[Any]]
 Column = tuple[str, np.dtype[Any], tuple[int, ...]]
@@ -60,6 +63,37 @@ def place(squares: npt.NDArray[np.uint8], rows: Int64s, men: Men) -> None:
     for letters, stand in ((men.own, men.own_squares), (men.other.lower(), men.other_squares)):
         for letter, column in zip(letters, stand.T, strict=True):
             squares[rows, column] = LETTERS.index(letter)
+
+
+def men_of(own: str, other: str, squares: npt.NDArray[np.uint8]) -> Men:
+    """Positions ([N, 64]) that all have these pieces."""
+
+    def stand(letters: str, first: int) -> Int64s:
+        kinds = sorted(set(letters), key=STRENGTH.index)
+        found = [
+            np.nonzero(squares == first + LETTERS.index(kind))[1].reshape(-1, letters.count(kind))
+            for kind in kinds
+        ]
+        return np.concatenate(found, axis=1).astype(np.int64)
+
+    return Men(own=own, other=other, own_squares=stand(own, 0), other_squares=stand(other, OTHER_SIDE))
+
+
+def by_pieces(squares: npt.NDArray[np.uint8]) -> Iterator[tuple[str, str, Int64s]]:
+    """(the mover's pieces, the opponent's, rows) of each kind of position that is there. Raises DataError where a
+    king is missing, or there is one too many."""
+    counts = np.stack([(squares == code).sum(axis=1) for code in range(1, len(LETTERS))], axis=1)
+    kinds, which = np.unique(counts, axis=0, return_inverse=True)
+    for number, kind in enumerate(kinds.tolist()):
+        own, other = (
+            "".join(letter * kind["PNBRQK".index(letter) + side] for letter in STRENGTH)
+            for side in (0, OTHER_SIDE)
+        )
+        rows = np.flatnonzero(which.reshape(-1) == number)
+        if own.count("K") != 1 or other.count("K") != 1:
+            fen = to_fen(squares[rows[:1]], np.array([-1], dtype=np.int8))[0]
+            raise DataError(f"{fen}: expected one king of each colour.")
+        yield own, other, rows
 
 
 def write_truth(record: Record, rows: Int64s, labels: Labels) -> None:

@@ -160,39 +160,38 @@ def _levels(graph: _Graph, inside: Bools, known: Int64s) -> tuple[Int64s, Bools]
     """
     total = graph.positions
     levels, won = np.full(total, _UNDECIDED, dtype=np.int64), np.zeros(total, dtype=np.bool_)
+    outside = np.flatnonzero(~inside & (graph.left_value != 0))
+    if not (graph.mated.size or outside.size):
+        return levels, won
     open_moves = np.bincount(graph.parent, minlength=total)
-    order = np.flatnonzero(inside)[np.argsort(graph.child[inside], kind="stable")]
+    order = np.flatnonzero(inside)
+    order = order[np.argsort(graph.child[order])]
     backwards = graph.parent[order]
-    bounds = np.searchsorted(graph.child[order], np.arange(total + 1))
-    outside = ~inside & (graph.left_value != 0)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(graph.child[order], minlength=total))])
     last = int(known[outside].max(initial=0))
     levels[graph.mated] = 0
     fresh, level = graph.mated, 0
     while fresh.size or level <= last:
-        arriving = (
-            np.flatnonzero(outside & (known == level)) if level <= last else np.zeros(0, dtype=np.int64)
-        )
-        wins = np.concatenate(
-            [
-                _before(backwards, bounds, fresh[~won[fresh]]),
-                graph.parent[arriving[graph.left_value[arriving] < 0]],
-            ]
-        )
-        spent = np.concatenate(
-            [
-                _before(backwards, bounds, fresh[won[fresh]]),
-                graph.parent[arriving[graph.left_value[arriving] > 0]],
-            ]
-        )
-        winners = np.unique(wins[levels[wins] == _UNDECIDED])
-        levels[winners], won[winners] = level + 1, True
-        np.subtract.at(open_moves, spent, 1)
-        spent = np.unique(spent)
-        losers = spent[(open_moves[spent] == 0) & (levels[spent] == _UNDECIDED)]
-        levels[losers] = level + 1
-        fresh = np.concatenate([winners, losers])
+        arriving = outside[known[outside] == level]
+        lost_after = graph.left_value[arriving] < 0
+        wins = [_before(backwards, bounds, fresh[~won[fresh]]), graph.parent[arriving[lost_after]]]
+        spent = [_before(backwards, bounds, fresh[won[fresh]]), graph.parent[arriving[~lost_after]]]
         level += 1
+        winners = _undecided(levels, np.concatenate(wins))
+        levels[winners], won[winners] = level, True
+        spends = np.concatenate(spent)
+        open_moves -= np.bincount(spends, minlength=total)
+        losers = _undecided(levels, spends[open_moves[spends] == 0])
+        levels[losers] = level
+        fresh = np.concatenate([winners, losers])
     return levels, won
+
+
+def _undecided(levels: Int64s, positions: Int64s) -> Int64s:
+    """Those of `positions` that are still open, each once."""
+    asked = np.zeros(len(levels), dtype=np.bool_)
+    asked[positions] = True
+    return np.flatnonzero(asked & (levels == _UNDECIDED))
 
 
 def _before(backwards: Int64s, bounds: Int64s, positions: Int64s) -> Int64s:

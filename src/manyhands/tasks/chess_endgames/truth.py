@@ -9,7 +9,6 @@ in whatever batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from manyhands.errors import DataError
-from manyhands.tasks.chess_endgames.boards import LETTERS, OTHER_SIDE, from_fen, to_fen
+from manyhands.tasks.chess_endgames.boards import from_fen, to_fen
 from manyhands.tasks.chess_endgames.children import Arrays
 from manyhands.tasks.chess_endgames.labelling import label
 from manyhands.tasks.chess_endgames.moves import Int64s, Men, has_move, is_legal
 from manyhands.tasks.chess_endgames.pieces import (
-    STRENGTH,
     Specification,
     check_tables,
     most_moves,
@@ -34,8 +32,10 @@ from manyhands.tasks.chess_endgames.probing import Prober
 from manyhands.tasks.chess_endgames.record import (
     Column,
     Record,
+    by_pieces,
     columns,
     empty_record,
+    men_of,
     place,
     write_truth,
 )
@@ -71,7 +71,7 @@ class Truth:
         """The record of given positions (uint8 [N, 64], int8 [N]); `moves` columns, by default as many as the
         pieces that are there can need. Raises DataError for positions that are not legal or have no legal move, and
         where tables are missing."""
-        groups = list(_by_pieces(squares))
+        groups = list(by_pieces(squares))
         needed = max((most_moves(own, other) for own, other, _ in groups), default=0)
         record = empty_record(len(squares), needed if moves is None else moves)
         record["squares"][:] = squares
@@ -146,35 +146,6 @@ def open_truth(syzygy: Path | None) -> Truth:
     if syzygy is None:
         return Truth(Solved(), SOLVED_MEN, None)
     return Truth(Resolved(syzygy), MOST_MEN, syzygy)
-
-
-def men_of(own: str, other: str, squares: npt.NDArray[np.uint8]) -> Men:
-    """Positions ([N, 64]) that all have these pieces."""
-
-    def stand(letters: str, first: int) -> Int64s:
-        kinds = sorted(set(letters), key=STRENGTH.index)
-        found = [
-            np.nonzero(squares == first + LETTERS.index(kind))[1].reshape(-1, letters.count(kind))
-            for kind in kinds
-        ]
-        return np.concatenate(found, axis=1).astype(np.int64)
-
-    return Men(own=own, other=other, own_squares=stand(own, 0), other_squares=stand(other, OTHER_SIDE))
-
-
-def _by_pieces(squares: npt.NDArray[np.uint8]) -> Iterator[tuple[str, str, Int64s]]:
-    """(the mover's pieces, the opponent's, rows) of each kind of position that is there."""
-    counts = np.stack([(squares == code).sum(axis=1) for code in range(1, len(LETTERS))], axis=1)
-    kinds, which = np.unique(counts, axis=0, return_inverse=True)
-    for number, kind in enumerate(kinds.tolist()):
-        own, other = (
-            "".join(letter * kind["PNBRQK".index(letter) + side] for letter in STRENGTH)
-            for side in (0, OTHER_SIDE)
-        )
-        rows = np.flatnonzero(which.reshape(-1) == number)
-        if own.count("K") != 1 or other.count("K") != 1:
-            raise DataError(f"{_fen_of(squares[rows[0]])}: expected one king of each colour.")
-        yield own, other, rows
 
 
 def _check(men: Men, squares: npt.NDArray[np.uint8]) -> None:
