@@ -146,3 +146,23 @@ def wait() -> Callable[..., Any]:
 def tiny() -> tuple[str, ...]:
     """A training of five steps a round."""
     return TINY
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Callable[[Path], Path]]:
+    """Mount a disk of one MiB at a place."""
+    mounted = []
+
+    def mount(place: Path) -> Path:
+        place.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False
+        )
+        if done.returncode != 0:
+            pytest.skip("a disk of one MiB cannot be mounted here (it takes root)")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)

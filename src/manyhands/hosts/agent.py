@@ -95,6 +95,7 @@ class Agent:
         self._begun = asyncio.Event()
         self._complaints = b""
         self._ended: str | None = None
+        self._exit_code: int | None = None
         self._waiting_bytes = 0
         self._turn = asyncio.Lock()
 
@@ -109,6 +110,9 @@ class Agent:
 
     def may_write(self, may: bool) -> None:
         (self._writable.set if may else self._writable.clear)()
+
+    def exited(self, code: int) -> None:
+        self._exit_code = code
 
     def closed(self, reason: str | None) -> None:
         self._ended = reason or "the agent on the host has ended"
@@ -138,6 +142,8 @@ class Agent:
         said = (self._complaints + b"\n" + self._frames.before).decode("utf-8", "replace").strip()
         if said:
             raise WorkerError(f"{self._host.host_name}: nothing can be run there:\n{said[-1500:]}")
+        if self._exit_code != _NO_PYTHON:
+            raise ServerUnreachable(f"{self._host.host_name}: the connection was lost ({self._ended})")
         python = self._host.python or f"{environment_of(self._host)}/bin/python or python3"
         raise WorkerError(
             f"{self._host.host_name} has no Python at {python}: install Python 3.11 or later there, or name one in "

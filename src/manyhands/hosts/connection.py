@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from manyhands.errors import IdentityError, PlanError, Refused, ServerUnreachable
 from manyhands.hosts.hosts_file import WSL, Host
@@ -36,6 +36,7 @@ class Receiver(Protocol):
     def received(self, data: bytes) -> None: ...
     def complained(self, data: bytes) -> None: ...
     def may_write(self, may: bool) -> None: ...
+    def exited(self, code: int) -> None: ...
     def closed(self, reason: str | None) -> None: ...
 
 
@@ -117,7 +118,9 @@ def _options(host: Host) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOp
     if host.identity_file is not None:
         given["client_keys"] = [str(_key_file(host))]
     try:
-        options = asyncssh.SSHClientConnectionOptions(**given, config=())  # (): ~/.ssh/config; None would be none
+        options = asyncssh.SSHClientConnectionOptions(
+            **given, config=()
+        )  # (): ~/.ssh/config; None would be none
         if options.encryption_algs == asyncssh.SSHClientConnectionOptions(config=None).encryption_algs:
             ciphers = [*_FAST_CIPHERS, *(name.decode() for name in options.encryption_algs)]
             given["encryption_algs"] = list(dict.fromkeys(ciphers))
@@ -226,6 +229,9 @@ class _Ssh:
             def resume_writing(self) -> None:
                 receiver.may_write(True)
 
+            def exit_status_received(self, status: int) -> None:
+                receiver.exited(status)
+
             def eof_received(self) -> bool:
                 return False
 
@@ -303,7 +309,11 @@ class _Pipes(asyncio.SubprocessProtocol):
         self._receiver = receiver
         self.exited = asyncio.Event()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+
     def process_exited(self) -> None:
+        self._receiver.exited(self._transport.get_returncode() or 0)
         self.exited.set()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
