@@ -64,15 +64,19 @@ def table_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["grids", "tabular", "text"])
-def test_samples_are_those_of_the_task(tmp_path: Path, kind: str, plan_for: Callable[..., Plan]) -> None:
+def test_samples_are_those_of_the_task(
+    tmp_path: Path, kind: str, plan_for: Callable[..., Plan], table_shards: Path
+) -> None:
     """Each of them once, in the order of the seed's permutation; evaluation sets as they are; the loss alike."""
     torch.set_num_threads(1)
     plan = {"grids": Plan(seed=3, task=GRIDS), "tabular": Plan(seed=3, task=TABLE), "text": plan_for()}[kind]
-    manifest = pack(plan, tmp_path / "shards", processes=1)
+    directory = table_shards if kind == "tabular" else tmp_path / "shards"
+    if kind != "tabular":
+        pack(plan, directory, processes=1)
     source = opened(plan, tmp_path / "source")
-    sharded = opened(with_shards(plan, tmp_path / "shards"), tmp_path / "sharded")
+    sharded = opened(with_shards(plan, directory), tmp_path / "sharded")
     total = source.samples()
-    assert sharded.samples() == total == manifest.sets["training"].rows
+    assert sharded.samples() == total == read_manifest(directory).sets["training"].rows
     order = permute(np.arange(total), total, plan.seed, 0)
     for split, indices in (("training", order), *((name, None) for name in source.evaluation_sets)):
         count = source.samples(split)
@@ -85,7 +89,7 @@ def test_samples_are_those_of_the_task(tmp_path: Path, kind: str, plan_for: Call
     torch.manual_seed(1)
     model = source.build_model().eval()
     assert sharded.loss(model, batch).mean == source.loss(model, batch).mean
-    kept = sum(file.stat().st_size for file in (tmp_path / "shards" / "materials").iterdir())
+    kept = sum(file.stat().st_size for file in (directory / "materials").iterdir())
     assert kept < 40_000
 
 
@@ -122,16 +126,6 @@ def test_what_cannot_be_packed(tmp_path: Path, table_shards: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_a_part_of_the_samples(tmp_path: Path) -> None:
-    plan = Plan(seed=3, task=TABLE)
-    manifest = pack(plan, tmp_path / "shards", rows=100, processes=1)
-    assert (manifest.sets["training"].rows, manifest.made[0].rows) == (100, 100)
-    task = opened(with_shards(plan, tmp_path / "shards"), tmp_path / "task")
-    source = opened(plan, tmp_path / "source")
-    first = permute(np.arange(100), source.samples(), 3, 0)
-    assert torch.equal(task.batch(np.arange(100))["features"], source.batch(first)["features"])
-
-
 def test_a_task_of_ones_own_keeps_its_materials_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +143,9 @@ def test_a_task_of_ones_own_keeps_its_materials_whole(
     over = with_shards(plan, tmp_path / "shards")
     task = opened(over, tmp_path / "task", allowed)
     assert task.samples() == 300
+    source = opened(plan, tmp_path / "source", allowed)
+    some = permute(np.arange(300), source.samples(), 3, 0)  # a part of the samples, drawn from all
+    assert torch.equal(task.batch(np.arange(300))["x"], source.batch(some)["x"])
     task.loss(task.build_model(), task.batch(np.arange(4)))
     assert hasattr(family_of(over, allowed=allowed), "load_saved")
     with pytest.raises(PlanError, match=r"'task\.settings\.width' is 5, and the shards .* made with 4"):

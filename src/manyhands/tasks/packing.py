@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 
 from manyhands.data.permutation import permute
-from manyhands.data.shards.making import PREPARED, Making, Produce, Progress, WantedSet, claim, give_up
+from manyhands.data.shards.claim import PREPARED, claim, give_up
+from manyhands.data.shards.making import Making, Progress, RowMaker, WantedSet, row_jobs
 from manyhands.data.shards.manifest import (
     MAKING,
     MANIFEST,
@@ -43,16 +44,19 @@ from manyhands.tasks.registry import family_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRows:
-    """Opens a task in the process that makes its rows; implements data.shards.making.Opens."""
+    """Opens a task in the process that makes its rows; implements data.shards.processes.Opens."""
 
     plan: Plan
     materials: Path
     allowed: tuple[str, ...]
+    wanted: Mapping[str, WantedSet]
 
-    def __call__(self) -> Produce:
+    def __call__(self) -> RowMaker:
         torch.set_num_threads(1)
         task = family_of(self.plan, allowed=self.allowed).open(self.plan, self.materials)
-        return lambda name, positions: rows_of(task, name, positions, self.plan.seed)
+        return RowMaker(
+            produce=lambda name, positions: rows_of(task, name, positions, self.plan.seed), wanted=self.wanted
+        )
 
 
 def rows_of(task: Task, name: str, positions: npt.NDArray[np.int64], seed: int) -> Rows:
@@ -96,10 +100,15 @@ def pack(
                 family.check(plan)
             first_weights, names = _prepared(family, plan, place)
             task = family.open(plan, place / MATERIALS)
-            making = Making(directory=directory, wanted=_wanted(task, plan.seed, rows, shard_rows))
+            sizes = _wanted(task, plan.seed, rows, shard_rows)
+            making = Making(directory=directory, jobs=row_jobs(sizes))
             making.find_done()
-            opens = TaskRows(plan=plan, materials=place / MATERIALS, allowed=tuple(allowed))
-            sets = making.make(opens, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
+            opens = TaskRows(plan=plan, materials=place / MATERIALS, allowed=tuple(allowed), wanted=sizes)
+            files = making.make(opens, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
+            sets = {
+                name: ShardSet(columns=size.columns, group_rows=size.group_rows, files=files[name])
+                for name, size in sizes.items()
+            }
             manifest = _manifest(family, plan, directory, sets, first_weights, names, command)
             write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     except BaseException:

@@ -49,7 +49,7 @@ def rows_text(progress: Progress) -> str:
     """As in '1,024 of 4,096 rows (25%), shard 1 of 4, 512 rows/s, about 6.0 s left'."""
     parts = [
         f"{progress.rows:,} of {progress.total:,} rows ({progress.rows / progress.total:.0%})",
-        f"{progress.shards} of {progress.total_shards} shards",
+        f"{progress.jobs} of {progress.total_jobs} shards",
     ]
     if progress.kept:
         parts.append(f"{progress.kept:,} rows kept of an earlier start")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manyhands.data.shards.claim import claim, give_up
 from manyhands.data.shards.making import (
     GROUP_BYTES,
     GROUP_ROWS,
@@ -19,8 +20,7 @@ from manyhands.data.shards.making import (
     Making,
     Progress,
     WantedSet,
-    claim,
-    give_up,
+    row_jobs,
 )
 from manyhands.data.shards.manifest import MAKING, Column
 from manyhands.errors import DataError, StorageError, WorkerError
@@ -30,18 +30,20 @@ ROWS = '''
     import os, pathlib, resource, signal
     from dataclasses import dataclass
     import numpy as np
+    from manyhands.data.shards.making import RowMaker
     from manyhands.errors import DataError
 
     @dataclass(frozen=True)
     class Opens:
         ends: str = ""
         once: str = ""
+        wanted: object = None
 
         def __call__(self):
             if self.ends == "disk":
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
-            return self.make
+            return RowMaker(produce=self.make, wanted=self.wanted)
 
         def make(self, name, positions):
             if 450 in positions and self.ends and (not self.once or not os.path.exists(self.once)):
@@ -75,12 +77,12 @@ def opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
     monkeypatch.syspath_prepend(tmp_path)
     from rows_of_a_test import Opens  # type: ignore[import-not-found]
 
-    return Opens  # type: ignore[no-any-return]
+    return lambda *ends: Opens(*ends, **{"wanted": WANTED})
 
 
 def begun(directory: Path) -> Making:
     claim(directory, {"seed": 1})
-    making = Making(directory=directory, wanted=WANTED)
+    making = Making(directory=directory, jobs=row_jobs(WANTED))
     making.find_done()
     return making
 
@@ -93,9 +95,9 @@ def test_the_same_bytes_with_any_number_of_processes(
     sets = one.make(opens(), processes=1)
     assert two.make(opens(), processes=2, on_progress=told.append) == sets
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
-    assert (sets["training"].rows, len(sets["training"].files)) == (750, 8)
-    assert [group.rows for group in sets["training"].files[7].groups] == [40, 10]
-    assert (told[0].rows, told[-1].rows, told[-1].total, told[-1].shards) == (0, 780, 780, 9)
+    assert [file.rows for file in sets["training"]] == [100] * 7 + [50]
+    assert [group.rows for group in sets["training"][7].groups] == [40, 10]
+    assert (told[0].rows, told[-1].rows, told[-1].total, told[-1].jobs) == (0, 780, 780, 9)
     assert [t.rows for t in told] == sorted(t.rows for t in told)
 
 
@@ -104,12 +106,12 @@ def test_what_is_done_is_kept_when_a_process_is_killed(
 ) -> None:
     begun(tmp_path / "whole").make(opens(), processes=1)
     making = begun(tmp_path / "cut")
-    with pytest.raises(WorkerError, match=r"00004.parquet ended with signal 9, 4 of 9 shards are made and"):
+    with pytest.raises(WorkerError, match=r"00004.parquet ended with signal 9; 4 of 9 are made and"):
         making.make(opens("killed", str(tmp_path / "flag")), processes=1)
     place = tmp_path / "cut"
     (place / MAKING / "training-00004.parquet.1.partial").write_bytes(b"half")
     with (place / MAKING / "done.jsonl").open("a") as record:
-        record.write('{"name": "training-0')  # a line that was cut
+        record.write('{"job": "training-0')  # a line that was cut
     (place / "training-00001.parquet").write_bytes(b"x" * 1000)  # and a shard that is broken
     again, told = begun(place), []
     assert sorted(again.done) == [f"training-0000{i}.parquet" for i in (0, 2, 3)]
@@ -127,7 +129,7 @@ def test_what_is_done_is_kept_when_a_process_is_killed(
         ("data", DataError, "row 450 is broken"),
         ("bug", WorkerError, "(?s)making shards failed.*ZeroDivisionError: by nothing"),
         ("ragged", DataError, r"set 'training', rows from 440: column 'number' is int64 \[40, 1\]; expected"),
-        ("disk", StorageError, "File too large; 0 of 9 shards are made and kept: the same command goes on"),
+        ("disk", StorageError, "File too large; 0 of 9 are made and kept: the same command goes on"),
     ],
 )
 def test_what_ends_a_process_is_told(
@@ -143,7 +145,7 @@ def test_another_wish_is_refused_once_something_is_made(tmp_path: Path, opens: C
     claim(directory, {"task": {"pieces": "KPk"}})
     claim(directory, {"task": {"pieces": "KPkp"}})  # nothing is made yet
     assert json.loads((directory / MAKING / "wanted.json").read_text()) == {"task": {"pieces": "KPkp"}}
-    Making(directory=directory, wanted={"training": WANTED["validation"]}).make(opens(), processes=1)
+    Making(directory=directory, jobs=row_jobs({"training": WANTED["validation"]})).make(opens(), processes=1)
     claim(directory, {"task": {"pieces": "KPkp"}})
     with pytest.raises(DataError, match=r"half made, with task\.pieces 'KPkp', and now it is 'KRk'"):
         claim(directory, {"task": {"pieces": "KRk"}})

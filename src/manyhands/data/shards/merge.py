@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from manyhands.config import shown
-from manyhands.data.shards.making import claim
+from manyhands.data.shards.claim import claim
 from manyhands.data.shards.manifest import (
     MAKING,
     MANIFEST,
