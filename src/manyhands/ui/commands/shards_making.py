@@ -14,7 +14,9 @@ from manyhands.ui.command_line import Command
 from manyhands.ui.commands.shards import out_option, summary
 
 if TYPE_CHECKING:
+    from manyhands.data.shards.manifest import Manifest
     from manyhands.plan.schema import Plan
+    from manyhands.ui.shard_progress import ProgressLine
 
 FEWEST_POSITIONS: Final = 1024
 """Of a shard of endgames: fewer are a mistake, such as a number of millions."""
@@ -128,10 +130,20 @@ gen_tpg = click.command("gen-tpg", cls=Command)(_endgame_options(_endgames))
 @click.command("import", cls=Command)
 @click.argument("sources", nargs=-1, required=True, metavar="TPG...", type=click.Path(path_type=Path))
 @out_option
-@click.option("--pieces", metavar="KPkp", help="What the files hold, for the manifest.")
-def import_tpg(sources: tuple[Path, ...], out: Path, pieces: str | None) -> None:
-    """Make shards of TPG files (.zst) that exist: files, or directories of them."""
-    raise NotImplementedError
+@_processes
+def import_tpg(sources: tuple[Path, ...], out: Path, processes: int | None) -> None:
+    """Make shards of TPG files (.zst) that exist: files, or directories of them.
+
+    An eighth of the positions, by their hash, becomes the validation set. The same command goes on where an
+    interrupted one stopped.
+    """
+    from manyhands.tasks.tpg_shards import import_tpg as take
+
+    _told(
+        "counting the records of the files",
+        out,
+        lambda line: take(sources, out, processes=processes, command=_command(), on_progress=line.rows),
+    )
 
 
 def _make(
@@ -143,25 +155,39 @@ def _make(
     processes: int | None,
     allowed: Sequence[str] = (),
 ) -> None:
-    from manyhands.errors import Interrupted
     from manyhands.tasks.packing import pack as make
+
+    _told(
+        f"preparing the data of task {plan.task.name}",
+        out,
+        lambda line: make(
+            plan,
+            out,
+            rows=rows,
+            shard_rows=shard_rows,
+            processes=processes,
+            allowed=allowed,
+            command=_command(),
+            on_progress=line.rows,
+        ),
+    )
+
+
+def _told(first: str, out: Path, make: Callable[[ProgressLine], Manifest]) -> None:
+    """Make shards, telling how it goes."""
+    from manyhands.errors import Interrupted
     from manyhands.ui.shard_progress import ProgressLine
 
     with ProgressLine() as line:
-        line.say(f"preparing the data of task {plan.task.name}")
+        line.say(first)
         try:
-            manifest = make(
-                plan,
-                out,
-                rows=rows,
-                shard_rows=shard_rows,
-                processes=processes,
-                allowed=allowed,
-                command=shlex.join(["manyhands", *sys.argv[1:]]),
-                on_progress=line.rows,
-            )
+            manifest = make(line)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted; what is made is kept in {out}, and the same command goes on from there"
             ) from None
     click.echo(summary(manifest, out))
+
+
+def _command() -> str:
+    return shlex.join(["manyhands", *sys.argv[1:]])
