@@ -93,11 +93,12 @@ class Follower:
         self._patience = Patience(host.host_name, tell)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
 
-    def replay(self) -> None:
-        """Hand out the events that are here already."""
+    def go_on_from_here(self, *, replay: bool) -> None:
+        """What is here already is not asked for; `replay`: its events are handed out."""
         if EVENTS in self._copies:
             for line in self._copies[EVENTS].lines_here():
-                self._event(line)
+                if replay:
+                    self._event(line)
         self._last.extend(self._copies[LOG].lines_here())
 
     async def until_its_end(self) -> dict[str, Any]:

@@ -117,6 +117,8 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
         texts = [configured_for(host, wish.configuration, inputs) for host in hosts]
         for there, part, text in zip(agents, record.parts, texts, strict=True):
             await send(there, part.directory, text, inputs.files, view.tell)
+            if wish.configuration.start.resume is not None:
+                await _send_checkpoint(there, wish.directory, part.directory, view)
             if wish.upload is not None:
                 await _upload(there, wish.upload, part.directory, view)
         if not record.shared:
@@ -126,6 +128,17 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
             await start(there, fact, job, part.directory)
             view.tell(f"started on {part.host}, in {part.directory}")
     return record
+
+
+async def _send_checkpoint(there: Agent, directory: Path, run: str, view: View) -> None:
+    """The newest that is here, to a host that has none of this training."""
+    listed = await there.ask("listing", path=f"{run}/checkpoints")
+    here = sorted(p for p in (directory / "checkpoints").glob("step-*") if p.is_dir())
+    if listed["files"] or not here:
+        return
+    view.tell(f"sending {here[-1]}")
+    for file in sorted(f for f in here[-1].rglob("*") if f.is_file()):
+        await send_file(there, file, f"{run}/{file.relative_to(directory).as_posix()}")
 
 
 async def _upload(there: Agent, shards: Path, run: str, view: View) -> None:
@@ -219,7 +232,7 @@ class _Watch:
     def host(self, part: Part) -> Host:
         return host_named(part.host)
 
-    def follower(self, part: Part) -> Follower:
+    def follower(self, part: Part, *, replay: bool) -> Follower:
         leads = part.rank == 0
         own = None if self.record.shared else self.directory
         follower = Follower(
@@ -233,7 +246,7 @@ class _Watch:
             on_status=lambda status: self._status(part, status),
             tell=self.view.tell,
         )
-        follower.replay()
+        follower.go_on_from_here(replay=replay)
         return follower
 
     def _status(self, part: Part, status: dict[str, Any]) -> None:
@@ -277,13 +290,15 @@ class _Watch:
         )
 
 
-async def watch(directory: Path, record: Record, view: View) -> Outcome:
+async def watch(directory: Path, record: Record, view: View, *, replay: bool) -> Outcome:
     """Until the training has ended on all hosts, and what it made is here. Leave it by cancelling.
+
+    replay: the view is told the events that came before as well.
 
     Raises ServerUnreachable after a long time without a host, StorageError for a full disk here.
     """
     watched = _Watch(directory, record, view)
-    followers = {part.host: watched.follower(part) for part in record.parts}
+    followers = {part.host: watched.follower(part, replay=replay) for part in record.parts}
     bringing = asyncio.create_task(watched.bring_checkpoints())
     following = {asyncio.create_task(follower.until_its_end()): host for host, follower in followers.items()}
     endings: dict[str, dict[str, Any]] = {}

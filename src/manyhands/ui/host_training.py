@@ -1,7 +1,7 @@
 """`manyhands train --host` and `hosts attach`: a training on other machines, seen as if it were here.
 
-In a terminal the first Ctrl-C asks what is meant, a second one detaches; without a terminal every signal detaches: the
-training goes on there in any case, and `manyhands hosts attach` shows it again.
+In a terminal the first Ctrl-C asks what is meant, a second one detaches; without a terminal every signal detaches:
+the training goes on there in any case, and `manyhands hosts attach` shows it again.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def train_on_hosts(hosts: Sequence[Host], wish: Wish, logs: str) -> int:
         ) as screen:
             screen.tell(f"looking at {', '.join(host.host_name for host in hosts)}")
             record = await begin(hosts, wish, screen)
-            return await _attended(wish.directory, record, screen, logs)
+            return await _attended(wish.directory, record, screen, logs, replay=False)
 
     return asyncio.run(carry_out())
 
@@ -102,25 +102,32 @@ def attach(directory: Path, record: Record, logs: str) -> int:
 
     async def carry_out() -> int:
         with HostScreen(logs, record.run, record.samples_per_step) as screen:
-            return await _attended(directory, record, screen, logs)
+            return await _attended(directory, record, screen, logs, replay=True)
 
     return asyncio.run(carry_out())
 
 
 def directory_for(configuration: Configuration, directory: Path | None) -> Path:
-    """Where it is kept here, and by whose name it is called there."""
+    """Where it is kept here, and by whose name it is called there: of one that goes on, its own."""
     from manyhands.config import home
     from manyhands.plan.resolve import new_run_id
+    from manyhands.ui.plans import training_of
 
+    start = configuration.start
+    if directory is None and start.resume not in (None, "latest"):
+        directory = training_of(start.resume)
+        if directory is None:
+            raise click.UsageError(f"--resume {start.resume}: there is no training here; give its directory")
     if directory is not None:
         return directory
-    return home() / "runs" / (configuration.start.run or new_run_id(configuration.plan))
+    name = configuration.name() if start.run or start.resume else new_run_id(configuration.plan)
+    return home() / "runs" / name
 
 
-async def _attended(directory: Path, record: Record, screen: HostScreen, logs: str) -> int:
+async def _attended(directory: Path, record: Record, screen: HostScreen, logs: str, *, replay: bool) -> int:
     """Watch, and listen to the person in front of it."""
     with _Signals() as signals:
-        watching = asyncio.create_task(watch(directory, record, screen))
+        watching = asyncio.create_task(watch(directory, record, screen, replay=replay))
         try:
             while not watching.done():
                 asked = asyncio.create_task(signals.next())

@@ -1,0 +1,165 @@
+"""What comes back from a real host: whole or not there, continued after a cut, and checked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from manyhands.errors import BlobError, StorageError
+from manyhands.hosts.fetch import Fetched, _wanted, fetch
+from manyhands.hosts.hosts_file import host_named
+from manyhands.hosts.launch import send_file
+from manyhands.hosts.on_host.files import CHUNK
+from manyhands.hosts.training import reached
+from manyhands.ui.bench.loopback_host import LoopbackHost
+
+BIG = 12 * CHUNK + 12_345
+
+
+@pytest.fixture
+def remote(host: LoopbackHost, tmp_path: Path) -> Iterator[Path]:
+    """A run on the host with two checkpoints and what else lies there."""
+    run = host.home / "runs" / tmp_path.name
+    for step in (10, 20):
+        state = run / "checkpoints" / f"step-{step:08}" / "state"
+        state.mkdir(parents=True)
+        (state / "state.safetensors").write_bytes(os.urandom(BIG if step == 20 else 1000))
+        (state.parent / "training.json").write_text(f'{{"step": {step}}}')
+    (run / "checkpoints" / "latest").write_text("step-00000020\n")
+    (run / "checkpoints" / ".step-00000030.partial-1").mkdir()
+    (run / "checkpoints" / ".step-00000030.partial-1" / "half").write_text("half")
+    (run / "exports").mkdir()
+    (run / "exports" / "step-00000020.onnx").write_bytes(os.urandom(100_000))
+    for name in ("materials/tokens", "inputs/text.txt", "events.jsonl", "status.json", "supervisor.py"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(name)
+    yield run
+    shutil.rmtree(run)
+
+
+def brought(remote: Path, here: Path, **settings: object) -> Fetched:
+    return asyncio.run(
+        asyncio.wait_for(fetch(host_named("server1"), str(remote), here, **settings), 60)  # type: ignore[arg-type]
+    )
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()
+    }
+
+
+RESULTS = {
+    "checkpoints/latest", "exports/step-00000020.onnx",
+    *(f"checkpoints/step-000000{n}/{f}" for n in (10, 20) for f in ("training.json", "state/state.safetensors")),
+}  # fmt: skip
+
+
+def test_results_come_and_nothing_else_and_once(remote: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    fetched = brought(remote, here)
+    assert set(files(here)) == RESULTS
+    assert files(here) == {name: content for name, content in files(remote).items() if name in RESULTS}
+    assert fetched.checkpoints == ["step-00000010", "step-00000020"]
+    assert brought(remote, here).bytes < 1000  # the small ones, in case they have changed
+    brought(remote, here, everything=True)
+    assert (here / "materials" / "tokens").read_text() == "materials/tokens"
+
+
+def test_older_checkpoints_go_as_they_do_there(remote: Path, tmp_path: Path) -> None:
+    brought(remote, tmp_path / "here", keep=1)
+    assert [p.name for p in (tmp_path / "here" / "checkpoints").glob("step-*")] == ["step-00000020"]
+
+
+def test_a_cut_transfer_goes_on_where_it_was(remote: Path, tmp_path: Path, host: LoopbackHost) -> None:
+    here, told = tmp_path / "here", list[str]()
+    aside = here / "checkpoints" / ".step-00000020.fetched" / "state" / "state.safetensors"
+
+    async def cut_in_the_middle() -> Fetched:
+        bringing = asyncio.create_task(fetch(host_named("server1"), str(remote), here, tell=told.append))
+        while not (aside.is_file() and aside.stat().st_size >= 2 * CHUNK):
+            assert not bringing.done(), "it was over before it could be cut"
+            await asyncio.sleep(0.002)
+        host.cut()
+        return await asyncio.wait_for(bringing, 60)
+
+    fetched = asyncio.run(cut_in_the_middle())
+    assert files(here) == {name: content for name, content in files(remote).items() if name in RESULTS}
+    assert "trying again" in told[0]
+    assert fetched.kept_bytes >= 2 * CHUNK
+    assert fetched.bytes < BIG + 2 * CHUNK + 200_000  # what was under way at the cut came twice, nothing else
+
+
+@pytest.mark.parametrize("damage", ["cut short", "changed", "too long"])
+def test_what_is_here_is_compared_before_it_goes_on(remote: Path, tmp_path: Path, damage: str) -> None:
+    here = tmp_path / "here"
+    aside = here / "checkpoints" / ".step-00000020.fetched" / "state" / "state.safetensors"
+    aside.parent.mkdir(parents=True)
+    whole = (remote / "checkpoints" / "step-00000020" / "state" / "state.safetensors").read_bytes()
+    if damage == "cut short":
+        aside.write_bytes(whole[: 5 * CHUNK + 77])
+    elif damage == "changed":
+        aside.write_bytes(whole[: 3 * CHUNK] + b"x" + whole[3 * CHUNK + 1 : 6 * CHUNK])
+    else:
+        aside.write_bytes(whole + b"more")
+    fetched = brought(remote, here)
+    assert fetched.kept_bytes == {"cut short": 5 * CHUNK, "changed": 3 * CHUNK, "too long": 0}[damage]
+    assert files(here) == {name: content for name, content in files(remote).items() if name in RESULTS}
+
+
+def test_a_checkpoint_that_is_not_whole_is_never_seen(remote: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+
+    async def leave_in_the_middle() -> None:
+        bringing = asyncio.create_task(fetch(host_named("server1"), str(remote), here))
+        while not (here / "checkpoints" / ".step-00000020.fetched" / "state" / "state.safetensors").is_file():
+            await asyncio.sleep(0.001)
+        bringing.cancel()
+        await asyncio.gather(bringing, return_exceptions=True)
+
+    asyncio.run(leave_in_the_middle())
+    assert not (here / "checkpoints" / "step-00000020").exists()
+
+
+def test_a_full_disk_here(remote: Path, tmp_path: Path, tmpfs: Callable[[Path], Path]) -> None:
+    small = tmpfs(tmp_path / "small")
+    with pytest.raises(StorageError, match="free space here, and fetch again: it goes on where it was"):
+        brought(remote, small)
+
+
+def test_a_run_that_is_not_there_any_more(host: LoopbackHost, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is not on the host any more"):
+        brought(host.home / "nothing", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "checkpoints/../../x"])
+def test_names_that_lead_out_of_the_directory_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BlobError, match="not below the run's directory"):
+        _wanted(tmp_path, name, 1)
+
+
+def test_a_large_file_to_the_host_goes_on_as_well(host: LoopbackHost, tmp_path: Path) -> None:
+    content = os.urandom(3 * CHUNK + 5)
+    (tmp_path / "shard").write_bytes(content)
+    place = host.home / "shards" / tmp_path.name
+    place.parent.mkdir(exist_ok=True)
+    place.with_name(f"{place.name}.part").write_bytes(content[: 2 * CHUNK + 9])
+
+    async def send() -> int:
+        async with reached(host_named("server1")) as there:
+            return await send_file(there, tmp_path / "shard", str(place))
+
+    assert asyncio.run(send()) == CHUNK + 5
+    assert place.read_bytes() == content
+    assert asyncio.run(send()) == 0
+    begun = time.monotonic()
+    (tmp_path / "shard").write_bytes(b"")
+    assert asyncio.run(send()) == 0
+    assert place.read_bytes() == b""
+    assert time.monotonic() - begun < 10
