@@ -32,6 +32,13 @@ PARALLEL = {
     "fsdp_resumed": Parallel(strategy="fsdp"),
     "ddp_one_nan": Parallel(),
     "wrong_data": Parallel(),
+    "muon_single": Parallel(),
+    "muon_ddp": Parallel(),
+    "muon_fsdp": Parallel(strategy="fsdp"),
+    "bf16_single": Parallel(),
+    "bf16_ddp": Parallel(),
+    "bf16_fsdp": Parallel(strategy="fsdp"),
+    "product": Parallel(tensor_parallelism=2),
     "grids_single": Parallel(),
     "grids_ddp": Parallel(),
     "grids_tensor": Parallel(tensor_parallelism=2),
@@ -61,7 +68,8 @@ def spoiling(right: Callable[..., Any], rank: int) -> Callable[..., Any]:
 
 
 def train(directory: Path, rank: int, size: int, mode: str) -> None:
-    plan = load_plan(directory / ("grids.yaml" if mode.startswith("grids") else "plan.yaml"))
+    kind = mode.partition("_")[0]
+    plan = load_plan(directory / (f"{kind}.yaml" if kind in ("grids", "muon") else "plan.yaml"))
     place = Place()
     if size > 1:
         here = directory / f"meeting-{mode}"
@@ -95,7 +103,10 @@ def train(directory: Path, rank: int, size: int, mode: str) -> None:
             parallel=PARALLEL[mode],
             logging=Logging(every_steps=1),
             checkpoints=Checkpoints(asynchronous=mode != "ddp"),
-            exec=Execution(on_nonfinite="skip" if mode == "ddp_one_nan" else "stop"),
+            exec=Execution(
+                on_nonfinite="skip" if mode == "ddp_one_nan" else "stop",
+                precision="pure_bf16" if kind == "bf16" else "fp32",
+            ),
         ),
         resume=directory / "single/checkpoints/step-00000010"
         if mode.endswith("resumed") and rank == 0  # whose word counts

@@ -15,9 +15,10 @@ from manyhands.engine.checkpoint import checkpoints
 from manyhands.engine.run import train
 from manyhands.engine.settings import EngineSettings, Logging
 from manyhands.plan.resolve import dump_plan, resolve
+from manyhands.plan.schema import InnerOptimizer
 
 RANKS = Path(__file__).with_name("ranks.py")
-ALONE = ("single", "accumulated", "grids_single")
+ALONE = ("single", "accumulated", "grids_single", "muon_single", "bf16_single")
 TOGETHER = (
     "ddp",
     "ddp_accumulated",
@@ -30,6 +31,10 @@ TOGETHER = (
     "wrong_data",
     "grids_ddp",
     "grids_tensor",
+    "muon_ddp",
+    "muon_fsdp",
+    "bf16_ddp",
+    "bf16_fsdp",
 )
 STEPS = 20
 
@@ -61,6 +66,8 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
         }
     )
     (directory / "plan.yaml").write_text(dump_plan(plan))
+    muon = plan.local.model_copy(update={"optimizer": InnerOptimizer(name="muon", lr=1e-2)})
+    (directory / "muon.yaml").write_text(dump_plan(plan.model_copy(update={"local": muon})))
     grids = {
         "task": {
             "name": "grids",
@@ -122,6 +129,33 @@ def test_the_losses_are_those_of_one_process(golden: dict[str, Any], mode: str, 
     assert difference(golden[mode], golden["single"]) <= tolerance
     for name in ("before", "after"):
         assert golden[mode][name] == pytest.approx(golden["single"][name], rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("mode", "tolerance"),
+    [
+        ("muon_ddp", 1e-3),  # Muon orthogonalizes in bf16
+        ("muon_fsdp", 1e-3),
+        ("bf16_ddp", 1e-2),
+        ("bf16_fsdp", 1e-2),
+    ],
+)
+def test_so_are_those_of_muon_and_of_pure_bf16(golden: dict[str, Any], mode: str, tolerance: float) -> None:
+    single = golden[f"{mode.partition('_')[0]}_single"]
+    assert difference(golden[mode], single) <= tolerance
+    assert single["losses"][-1] < 0.8 * single["losses"][0]
+    assert difference(single, golden["single"]) > 1e-3, "it is another optimizer, or precision"
+
+
+@pytest.mark.slow
+def test_data_ranks_times_tensor_ranks(golden: dict[str, Any]) -> None:
+    """By four processes. Data ranks shard then, whatever the strategy: DDP knows no tensors that are divided."""
+    directory = golden["single"]["directory"].parent
+    _run(directory, 4, ("product",))
+    product = json.loads((directory / "product.json").read_text())
+    assert difference(product, golden["single"]) <= 1e-4
+    middle = checkpoints(directory / "product" / "checkpoints")[0]
+    assert len(list((middle / "state").iterdir())) == 4
 
 
 @pytest.mark.parametrize(("mode", "tolerance"), [("grids_ddp", 1e-5), ("grids_tensor", 1e-4)])

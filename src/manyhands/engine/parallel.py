@@ -63,9 +63,17 @@ class Parallelized:
 
 
 def parallelize(model: torch.nn.Module, world: World, settings: EngineSettings) -> Parallelized:
-    """Prepare a model, whole and on its device, for this world. Raises PlanError for what cannot be divided."""
+    """Prepare a model for this world, and bring it to its device. Raises PlanError for what cannot be divided.
+
+    It comes whole and on the CPU. What is divided gets to the device in parts, a matrix or a block at a time, so that
+    a model fits which no device could hold whole.
+    """
     if world.tensor_size > 1:
         _divide_matrices(model, world)
+    product = world.tensor_size > 1 and world.data_size > 1  # DDP knows no tensors that are divided already
+    sharded = world.mesh is not None and (settings.parallel.strategy == "fsdp" or product)
+    if not sharded:
+        model.to(world.device)
     blocks = blocks_of(model)
     if settings.parallel.activation_checkpointing:
         for block in blocks:
@@ -74,8 +82,7 @@ def parallelize(model: torch.nn.Module, world: World, settings: EngineSettings) 
         mode = None if settings.exec.compile == "default" else settings.exec.compile
         model.compile(mode=mode)
     forward: torch.nn.Module = model
-    product = world.tensor_size > 1 and world.data_size > 1  # DDP knows no tensors that are divided already
-    if world.mesh is not None and (settings.parallel.strategy == "fsdp" or product):
+    if sharded:
         _shard(model, blocks, world, settings)
     elif world.data_size > 1:
         assert world.mesh is not None

@@ -171,7 +171,7 @@ class _Run:
         self.world.check_alike("materials", (self.task.samples(), hash_of(first_weights)))
         model = self.task.build_model()
         load_weights(model, load_file(first_weights))
-        model = model.to(self.world.device).train()
+        model = model.train()
         self.parameters = sum(p.numel() for p in model.parameters())
         self.flops = self._flops(model)
         if self.settings.exec.precision == "pure_bf16":
@@ -347,10 +347,9 @@ class _Run:
         return bool(self.world.largest(asked))
 
     def _flops(self, model: torch.nn.Module) -> int | None:
-        """Of a step on all devices; counted only where MFU is known, since it costs a forward and a backward pass."""
-        if self.world.device.type != "cuda":
-            return None
-        return training_flops(self.task, model, self.world.device) * self.plan.local.batch_size
+        """Of a step on all devices; counted only where MFU is known."""
+        flops = training_flops(self.task, model) if self.world.device.type == "cuda" else None
+        return None if flops is None else flops * self.plan.local.batch_size
 
     # --------------------------------------------------------------------------------------- now and then
     def _due(self, round_: int) -> bool:

@@ -82,7 +82,7 @@ class EngineTrainer:
                 f"local.batch_size={plan.local.batch_size} of this run cannot be divided among {world.data_size} "
                 "replicas: choose fewer (--data-parallelism)"
             )
-        model = task.build_model().to(self.device).train()
+        model = task.build_model().train()
         settings = EngineSettings(
             parallel=Parallel(tensor_parallelism=world.tensor_size), exec=Execution(precision=precision)
         )
