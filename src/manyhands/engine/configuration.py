@@ -25,6 +25,7 @@ from manyhands.plan.choices import overlay
 from manyhands.plan.compose import apply_overrides, compose_data
 from manyhands.plan.resolve import PLAN_FILE, dump_plan, read_plan_file, resolve
 from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import MODEL_SETTINGS
 
 ENGINE_FILE = "engine.yaml"
 
@@ -71,7 +72,7 @@ def configure(
 ) -> Configuration:
     """The configuration of a named config, or of a plan file, with overrides on top. Raises PlanError.
 
-    `task`: that of shards: in the place of the config's, unless that is of the same kind; beneath a plan file's.
+    `task`: that of shards. Beneath a plan file's; in the place of a config's, of which only the model stays.
     """
     where = str(plan_file) if plan_file is not None else f"config '{config_name}'"
     if plan_file is None and task is None:
@@ -80,8 +81,10 @@ def configure(
     data = compose_data((), config_name, config_dir) if plan_file is None else read_plan_file(plan_file)
     if task is not None:
         own = data.get("task", {})
-        both = plan_file is not None or own.get("name") == task["name"]
-        data = {**data, "task": overlay(task, own) if both else task}
+        if plan_file is None:
+            free = MODEL_SETTINGS.get(task["name"], frozenset()) if own.get("name") == task["name"] else ()
+            own = {key: own[key] for key in free if key in own}
+        data = {**data, "task": overlay(task, own)}
     return _told_apart(apply_overrides(data, overrides, config_dir), where)
 
 

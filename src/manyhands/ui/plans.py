@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -13,6 +13,10 @@ from manyhands.plan.schema import Plan
 
 if TYPE_CHECKING:
     from manyhands.engine.configuration import Configuration
+
+
+CONFIGS: Final = {"chess_endgames": "endgames"}
+"""By task: what lies below its shards, or below --pieces, where no config is named; else `train`."""
 
 
 def plan_from(where: str | None, overrides: Sequence[str], config_name: str = "train") -> Plan:
@@ -61,8 +65,9 @@ def configuration_from(
     if kept is not None and (kept / PLAN_FILE).is_file():
         return kept_configuration(kept, overrides)
     task = None if shards is None else task_of(shards)
+    usual = CONFIGS.get("" if task is None else task["name"], "train")
     configuration = configure(
-        overrides, config_name=config_name or "train", config_dir=config_dir, plan_file=plan, task=task
+        overrides, config_name=config_name or usual, config_dir=config_dir, plan_file=plan, task=task
     )
     if shards is not None:
         from manyhands.data.shards.manifest import check_task, read_manifest

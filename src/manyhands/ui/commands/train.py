@@ -150,19 +150,18 @@ def train(
 
     def compose(words: Sequence[str], shards: str | None) -> Configuration:
         """With shards in a directory of this machine."""
-        from manyhands.ui.plans import check_pieces, configuration_from, quoted
+        from manyhands.ui.plans import CONFIGS, check_pieces, configuration_from, quoted
 
         given_too = [] if resume is None else [f"resume={quoted(resume)}"]
         if shards is not None:
             given_too.append(f"data.shards={quoted(shards)}")
             check_pieces(pieces, shards)
         elif pieces is not None:
-            named = any(word.startswith("task=") for word in words)
-            given_too += [] if named else ["task=chess_endgames"]
             given_too.append(f"task.pieces={quoted(pieces)}")
+        below = CONFIGS["chess_endgames"] if pieces is not None and plan is None else None
         kept_in = directory if kept else None
         words = [*words, *given, *given_too]
-        return configuration_from(plan, words, config_name, config_dir, kept=kept_in, shards=shards)
+        return configuration_from(plan, words, config_name or below, config_dir, kept=kept_in, shards=shards)
 
     if hosts and cfg is None:
         from manyhands.ui.train_there import There
