@@ -56,7 +56,7 @@ def resolve_values(own: str, other: str, table: Table | None, values_of: ValuesO
         found = np.zeros(len(men), dtype=np.int64)
         if table is None:
             return found
-        for rows, part, place in _places(table, men):
+        for rows, part, place in places(table, men):
             found[rows] = part.stored[place].astype(np.int64) - 2
         return np.maximum(found, _best_zeroing(men, values_of, pawn_moves=False))
 
@@ -96,23 +96,17 @@ def resolve_distances(
 def _stored_distances(men: Men, table: Table, values_of: ValuesOf) -> Int64s:
     """_UNKNOWN where the other side's distances are stored."""
     wdl = values_of(men.own, men.other)[dense_index(men)].astype(np.int64)
-    found = np.zeros(len(men), dtype=np.int64)
-    decided = np.flatnonzero(wdl)
-    men, wdl = men.rows(decided), wdl[decided]
-    before = before_zeroing(wdl)
-    symmetric = men.own == men.other
-    black = _mover_is_black(men)
-    distances = np.zeros(len(men), dtype=np.int64)
-    for rows, part, place in _places(table, men):
-        if symmetric or part.black_to_move == black:
-            plies = part.distance(place, wdl[rows])
-            distances[rows] = before[rows] + np.sign(wdl[rows]) * plies
-        else:
-            distances[rows] = _UNKNOWN
-    at_once = (wdl > 0) & (_best_zeroing(men, values_of, pawn_moves=True) == wdl)
-    distances[at_once] = before[at_once]
+    found = before_zeroing(wdl)
+    won = np.flatnonzero(wdl > 0)
+    at_once = _best_zeroing(men.rows(won), values_of, pawn_moves=True) == wdl[won]
+    counted = np.union1d(np.flatnonzero(wdl < 0), won[~at_once])
+    men, wdl = men.rows(counted), wdl[counted]
+    distances = np.full(len(men), _UNKNOWN, dtype=np.int64)
+    for rows, part, place in places(table, men):
+        if men.own == men.other or part.black_to_move == _mover_is_black(men):
+            distances[rows] = before_zeroing(wdl[rows]) + np.sign(wdl[rows]) * part.distance(place, wdl[rows])
     distances[_mated(men, wdl)] = MATED
-    found[decided] = distances
+    found[counted] = distances
     return found
 
 
@@ -196,7 +190,7 @@ def _mover_is_black(men: Men) -> bool:
     return ending(men.own, men.other).strong != men.own
 
 
-def _places(table: Table, men: Men) -> Iterator[tuple[npt.NDArray[np.intp], Part, Int64s]]:
+def places(table: Table, men: Men) -> Iterator[tuple[npt.NDArray[np.intp], Part, Int64s]]:
     """For each part of the file that has some of the positions: (their rows, the part, their places in it)."""
     black = _mover_is_black(men)
     turn = 56 if black else 0

@@ -1,11 +1,11 @@
 """Endings of three men solved here, without tables: values, distances to mate and distances to zero.
 
-An independent check of Syzygy's tables, and the truth where there are none. All legal positions of both sides and all
-their moves are written down once; then mates are played backwards (Thompson 1986, "Retrograde analysis of certain
-endgames"): who can move to a lost position wins, who can only move to won ones loses, level by level. What captures
-and promotions lead to is solved first.
+An independent check of Syzygy's tables, and the truth where there are none. All legal positions of both sides (one of
+each set of mirror images) and all their moves are written down once; then mates are played backwards (Thompson 1986,
+"Retrograde analysis of certain endgames"): who can move to a lost position wins, who can only move to won ones loses,
+level by level. What captures and promotions lead to is solved first.
 
-Distances to zero are exact here; some of Syzygy's tables count in moves, so theirs may be one ply longer.
+Values and distances are the same everywhere as those of Syzygy's tables.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class _Graph:
     `left_value` and `left_mate` say what awaits the opponent.
     """
 
-    places: tuple[Int64s, ...]
-    """Of each side: where its positions stand in the flat arrays; numbered one side after the other."""
+    numbers: tuple[Int64s, ...]
+    """Of each side: the number of every position of its flat array, alike for mirror images; -1 for what is none."""
+    positions: int
     mated: Int64s
     parent: Int64s
     child: Int64s
@@ -58,9 +59,16 @@ class _Graph:
     left_value: Int64s
     left_mate: Int64s
 
-    @property
-    def positions(self) -> int:
-        return sum(len(places) for places in self.places)
+
+@dataclass(frozen=True, kw_only=True)
+class _Legal:
+    """The legal positions of a side: one of each set of mirror images, and where all of them stand."""
+
+    men: Men
+    places: Int64s
+    """In the flat array."""
+    position: Int64s
+    """Which of `men` each place's is an image of."""
 
 
 class Solved:
@@ -104,34 +112,36 @@ class Solved:
         return [
             _Solution(values=values, distances=distances, mates=mates)
             for values, distances, mates in zip(
-                _arrays(graph, pieces, _syzygy_values(sign, plies), np.int8, UNREACHABLE),
-                _arrays(graph, pieces, _signed(sign, plies, graph.mated), np.int16, 0),
-                _arrays(graph, pieces, _signed(sign, levels, graph.mated), np.int16, 0),
+                _arrays(graph, _syzygy_values(sign, plies), np.int8, UNREACHABLE),
+                _arrays(graph, _signed(sign, plies, graph.mated), np.int16, 0),
+                _arrays(graph, _signed(sign, levels, graph.mated), np.int16, 0),
                 strict=True,
             )
         ]
 
     def _graph(self, pieces: Ending) -> _Graph:
         sides = [_legal_positions(own, other) for own, other in pieces.sides]
-        places = tuple(dense_index(men) for men in sides)
-        first = dict(zip(pieces.sides, np.cumsum([0, *map(len, places)]).tolist(), strict=False))
+        first = dict(
+            zip(pieces.sides, np.cumsum([0, *(len(one.men) for one in sides)]).tolist(), strict=False)
+        )
         numbers = {}
-        for side, known in zip(pieces.sides, places, strict=True):
+        for side, known in zip(pieces.sides, sides, strict=True):
             numbers[side] = np.full(64**pieces.men, -1, dtype=np.int64)
-            numbers[side][known] = np.arange(len(known)) + first[side]
+            numbers[side][known.places] = known.position + first[side]
         edges, mated = [], []
-        for side, men in zip(pieces.sides, sides, strict=True):
-            moves = legal_moves(men)
-            stuck = np.bincount(moves.row, minlength=len(men)) == 0
-            mated.append(np.flatnonzero(stuck & in_check(men)) + first[side])
+        for side, known in zip(pieces.sides, sides, strict=True):
+            moves = legal_moves(known.men)
+            stuck = np.bincount(moves.row, minlength=len(known.men)) == 0
+            mated.append(np.flatnonzero(stuck & in_check(known.men)) + first[side])
             edges += [
                 (moves.row[kind.chosen] + first[side], *self._edges(kind, numbers))
-                for kind in follow(men, moves)
+                for kind in follow(known.men, moves)
             ]
         columns = [np.concatenate(column) for column in zip(*edges, strict=True)]
         parent, child, zeroing, left_value, left_mate = columns
         return _Graph(
-            places=places,
+            numbers=tuple(numbers[side] for side in pieces.sides),
+            positions=sum(len(one.men) for one in sides),
             mated=np.concatenate(mated),
             parent=parent,
             child=child,
@@ -203,11 +213,23 @@ def _before(backwards: Int64s, bounds: Int64s, positions: Int64s) -> Int64s:
     return found
 
 
-def _legal_positions(own: str, other: str) -> Men:
+def _legal_positions(own: str, other: str) -> _Legal:
     men = len(own) + len(other)
     grid = np.indices((64,) * men).reshape(men, -1)
-    positions = Men(own=own, other=other, own_squares=grid[: len(own)].T, other_squares=grid[len(own) :].T)
-    return positions.rows(is_legal(positions))
+    every = _men(own, other, grid)
+    places = np.flatnonzero(is_legal(every))
+    grid = grid[:, places]
+    smallest = places
+    for turn, mirror in ((turn, mirror) for turn in (False, True) for mirror in (0, 7, 56, 63)):
+        if "P" not in own + other or (not turn and mirror in (0, 7)):
+            image = (grid >> 3 | (grid & 7) << 3 if turn else grid) ^ mirror
+            smallest = np.minimum(smallest, dense_index(_men(own, other, image)))
+    chosen, position = np.unique(smallest, return_inverse=True)
+    return _Legal(men=every.rows(chosen), places=places, position=position)
+
+
+def _men(own: str, other: str, squares: Int64s) -> Men:
+    return Men(own=own, other=other, own_squares=squares[: len(own)].T, other_squares=squares[len(own) :].T)
 
 
 def _signed(sign: Int64s, plies: Int64s, mated: Int64s) -> Int64s:
@@ -222,12 +244,8 @@ def _syzygy_values(sign: Int64s, plies: Int64s) -> Int64s:
 
 
 def _arrays(
-    graph: _Graph, pieces: Ending, found: Int64s, dtype: npt.DTypeLike, elsewhere: int
+    graph: _Graph, found: Int64s, dtype: npt.DTypeLike, elsewhere: int
 ) -> list[npt.NDArray[np.signedinteger]]:
-    arrays, start = [], 0
-    for places in graph.places:
-        array = np.full(64**pieces.men, elsewhere, dtype=dtype)
-        array[places] = found[start : start + len(places)]
-        arrays.append(array)
-        start += len(places)
-    return arrays
+    """`found`, by number of position, as each side's flat array."""
+    by_number = np.append(found, elsewhere).astype(dtype)
+    return [by_number[numbers] for numbers in graph.numbers]

@@ -27,6 +27,7 @@ _VALUES, _DISTANCES = b"\x71\xe8\x23\x5d", b"\xd7\x66\x0c\xa5"
 _SINGLE, _WIDE_MAP, _LOSS_IN_PLIES, _WIN_IN_PLIES, _MAPPED, _BLACK = 128, 16, 8, 4, 2, 1
 _MAP_OF_VALUE = {-2: 1, -1: 3, 0: 0, 1: 2, 2: 0}
 _LEAF = 0xFFF
+_LONGEST_RUN = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def read_table(path: Path) -> Table:
         return _Reader(data, distances=path.suffix == ".rtbz", name=path.stem).table()
     except OSError as error:
         raise DataError(f"cannot read the Syzygy table {path}: {error.strerror or error}.") from None
-    except (IndexError, ValueError, RecursionError) as error:
+    except (IndexError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(
             f"the Syzygy table {path} is broken or cut short ({error}): fetch it again."
         ) from None
@@ -224,6 +225,8 @@ def _runs(symbols: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint16]]:
             left, right = pairs[symbol]
             leaf = right == _LEAF
             known = np.array([left], dtype=np.uint16) if leaf else np.concatenate([run(left), run(right)])
+            if len(known) > _LONGEST_RUN:
+                raise ValueError(f"a symbol stands for {len(known)} values")
             runs[symbol] = known
         return known
 
