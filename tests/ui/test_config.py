@@ -90,3 +90,13 @@ def test_copied_configs_come_first(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "warmup_steps: 7" in capsys.readouterr().out
     assert run(["config", "copy", str(mine)]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_table_says_what_each_setting_means(capsys: pytest.CaptureFixture[str]) -> None:
+    table = shown(capsys, "exec.precision=bf16", "--format", "table", "--only", "engine")
+    (line,) = [line for line in table.splitlines() if "exec.precision" in line]
+    assert line.startswith("* exec.precision")
+    assert " bf16 " in line
+    assert "Default: fp32." in table
+    assert "rounds.total" not in table
+    assert "rounds.total" in shown(capsys, "--format", "table")

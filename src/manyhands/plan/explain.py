@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -42,19 +42,27 @@ class Setting:
 
 def describe(plan: Plan) -> list[Setting]:
     """Every setting of the plan, nested ones too, in the order of the schema. A section is not a setting."""
-    return list(_settings(plan, Plan(), ""))
+    return settings_of(plan, Plan())
+
+
+def settings_of(section: BaseModel, default: BaseModel) -> list[Setting]:
+    """As `describe`, of any settings beside their defaults."""
+    return list(_settings(section, default, ""))
 
 
 def render(plan: Plan, *, width: int = 110) -> str:
     """The plan as aligned text of at most `width` columns, `*` before what differs from the default; its hash
     last."""
     settings = describe(plan)
+    head = f"Plan '{plan.name}': {sum(s.changed for s in settings)} of {len(settings)} settings differ (*)"
+    return "\n".join([head, "", *lines_of(settings, width), "", f"plan hash {plan_hash(plan)}"])
+
+
+def lines_of(settings: Sequence[Setting], width: int = 110) -> list[str]:
+    """Path, value and meaning in aligned columns, `*` before what differs from its default."""
     path_width = max(len(s.path) for s in settings)
     indent = " " * (path_width + _VALUE_WIDTH + 6)
-    lines = [
-        f"Plan '{plan.name}': {sum(s.changed for s in settings)} of {len(settings)} settings differ (*)",
-        "",
-    ]
+    lines: list[str] = []
     for setting in settings:
         doc = setting.doc + (f" Default: {_as_written(setting.default)}." if setting.changed else "")
         wrapped = textwrap.wrap(doc, max(30, width - len(indent)), break_on_hyphens=False)
@@ -65,8 +73,7 @@ def render(plan: Plan, *, width: int = 110) -> str:
         else:
             lines.append(head + wrapped.pop(0))
         lines += [indent + line for line in wrapped]
-    lines += ["", f"plan hash {plan_hash(plan)}"]
-    return "\n".join(lines)
+    return lines
 
 
 def _settings(section: BaseModel, default: BaseModel, path: str) -> Iterator[Setting]:
@@ -112,11 +119,12 @@ def _as_written(value: Any) -> str:
 # ------------------------------------------------------------------------------ the page
 def reference_markdown() -> str:
     """docs/reference/plan.md: every setting by section, the presets, and the rules of what goes together."""
-    parts = [_PAGE_HEAD, *_section_tables("", Plan, "The plan itself"), _presets_table(), _rules_list()]
+    parts = [_PAGE_HEAD, *section_tables("", Plan, "The plan itself"), _presets_table(), _rules_list()]
     return "\n\n".join(parts) + "\n"
 
 
-def _section_tables(path: str, model: type[BaseModel], title: str) -> Iterator[str]:
+def section_tables(path: str, model: type[BaseModel], title: str) -> Iterator[str]:
+    """A heading and a table in Markdown for these settings, and for each section in them; `path` is before names."""
     rows, below = [], []
     for name, field in model.model_fields.items():
         members = _models_in(field.annotation)
@@ -138,7 +146,7 @@ def _section_tables(path: str, model: type[BaseModel], title: str) -> Iterator[s
         part for part in (f"## {title}", _one_line(model.__doc__), table if rows else "") if part
     )
     for prefix, member, heading in below:
-        yield from _section_tables(prefix, member, heading)
+        yield from section_tables(prefix, member, heading)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

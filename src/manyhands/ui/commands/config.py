@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from manyhands.ui.command_line import Command, Entry, LazyGroup
 from manyhands.ui.commands.server import overrides_argument
+
+if TYPE_CHECKING:
+    from manyhands.engine.configuration import Configuration
 
 _HERE = "manyhands.ui.commands.config"
 
@@ -29,7 +33,14 @@ config = LazyGroup(
 @click.option(
     "--only", type=click.Choice(["plan", "engine"]), help="plan: what a server takes.  [default: both]"
 )
-@click.option("--format", "output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+@click.option(
+    "--format",
+    "output",
+    type=click.Choice(["yaml", "json", "table"]),
+    default="yaml",
+    show_default=True,
+    help="table: each setting with its value, default and meaning.",
+)
 def show(
     overrides: tuple[str, ...], plan: str | None, config_dir: str | None, only: str | None, output: str
 ) -> None:
@@ -50,12 +61,26 @@ def show(
         raise click.UsageError(
             f"{min(started)} says how a training is started and is not part of it: leave it out"
         )
+    if output == "table":
+        for line in _explained(configuration, only):
+            click.echo(line)
+        return
     engine = configuration.settings.model_dump(mode="json") if only != "plan" else {}
     if output == "json":
         print_json((configuration.plan.model_dump(mode="json") if only != "engine" else {}) | engine)
         return
     click.echo(dump_plan(configuration.plan) if only != "engine" else "", nl=False)
     click.echo(yaml.safe_dump(engine, sort_keys=False, allow_unicode=True) if engine else "", nl=False)
+
+
+def _explained(configuration: Configuration, only: str | None) -> list[str]:
+    """Every setting in words."""
+    from manyhands.engine.explain import describe as describe_engine
+    from manyhands.plan.explain import describe, lines_of
+
+    settings = describe(configuration.plan) if only != "engine" else []
+    settings += describe_engine(configuration.settings) if only != "plan" else []
+    return lines_of(settings, click.get_current_context().max_content_width or 110)
 
 
 @click.command("copy", cls=Command)
