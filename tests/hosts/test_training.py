@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from manyhands.ui.bench.loopback_host import LoopbackHost
+from manyhands.ui.main import run
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -150,14 +151,14 @@ def test_killed_there_is_seen_here(going_on: tuple[subprocess.Popen[str], Path, 
         (["--devices", "3"], {}, 12, r"server1 has no GPU 3 \(it has: none\): choose another with --devices"),
         ([], {"Devices": [1]}, 12, r"server1 has no GPU 1"),
         (["--shards", "/nowhere/shards"], {}, 4, "--shards is the directory as server1 sees it; send one"),
-        (["task.split.file=/nowhere/s", "task.split.column=a", "task.split.key=b"], {}, 4, "server1 has no /nowhere/s: give the path"),
+        (["task=grids", "task.evaluation=[{name: a, path: /nowhere/s}]"], {}, 4, "server1 has no /nowhere/s: give"),
         ([], {"WorkDir": "/proc/x"}, 9, "server1: 0 MiB are free at /proc/x, .* or choose another WorkDir"),
         ([], {"Python": "/usr/bin/python3"}, 12, "server1 has no manyhands for /usr/bin/python3: .*hosts setup"),
         (["--host", "server1", "--host", "server1"], {}, 2, "one training on several hosts is --host="),
     ],
 )  # fmt: skip
 def test_nothing_is_started_where_something_is_wrong(
-    manyhands: Command,
+    capsys: pytest.CaptureFixture[str],
     host: LoopbackHost,
     tiny: tuple[str, ...],
     arguments: list[str],
@@ -168,9 +169,9 @@ def test_nothing_is_started_where_something_is_wrong(
     host.write_hosts(**entry)
     before = set((host.home / "manyhands").glob("runs/*"))
     named = [] if "--host" in arguments else ["--host", "server1"]
-    done = manyhands("train", *named, *arguments, *tiny)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert re.search(words, done.stderr.replace("\n", " ")), done.stderr
+    given = arguments if "task=grids" in arguments else [*tiny, *arguments]
+    assert run(["train", *named, *given]) == code
+    assert re.search(words, capsys.readouterr().err.replace("\n", " "))
     assert not (host.manyhands_home / "runs").exists()
     assert set((host.home / "manyhands").glob("runs/*")) == before
 

@@ -98,6 +98,9 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
         wish = replace(wish, configuration=configuration)
     inputs = inputs_of(wish.configuration.plan, wish.allowed)
     async with AsyncExitStack() as stack:
+        if not wish.docker and len(hosts) == 1 and await _only_in_container(hosts[0]):
+            view.tell(f"{hosts[0].host_name} trains in its container: it has no manyhands outside")
+            wish = replace(wish, docker=True)
         agents = await asyncio.gather(
             *(stack.enter_async_context(reached(host, docker=wish.docker)) for host in hosts)
         )
@@ -155,6 +158,17 @@ async def _upload(there: Agent, shards: Path, run: str, view: View) -> None:
 def _name_of_shards(shards: Path) -> str:
     digest = hashlib.sha256((shards / _MANIFEST).read_bytes()).hexdigest()[:12]
     return f"{shards.resolve().name}-{digest}"
+
+
+async def _only_in_container(host: Host) -> bool:
+    """Whether a host that has a DockerLaunchCommand lacks Python or manyhands outside of the container."""
+    if host.docker_launch_command is None:
+        return False
+    try:
+        async with reached(host) as there:
+            return (await look(there, host)).manyhands is None
+    except WorkerError:
+        return True
 
 
 def _job(wish: Wish, host: Host, inputs: Any, rank: int, nodes: int) -> Job:

@@ -1,0 +1,93 @@
+"""`docker exec -it NAME` as people have it, detached: a stand-in enters a container and, like docker, refuses `-t`.
+
+The container is bubblewrap's: another root of files, in which the host's home is another directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from manyhands.hosts.check import check
+from manyhands.hosts.hosts_file import host_named
+from manyhands.ui.bench.loopback_host import LoopbackHost
+
+STAND_IN = """#!/bin/sh
+# docker exec [-i] [-t] NAME COMMAND...
+[ "$1" = exec ] || exit 125
+shift
+while [ "${1#-}" != "$1" ]; do
+  case "$1" in *t*) [ -t 0 ] || { echo "the input device is not a TTY" >&2; exit 1; };; esac
+  shift
+done
+[ "$1" = upbeat_fermi ] || { echo "Error: No such container: $1" >&2; exit 1; }
+shift
+exec bwrap --dev-bind / / --bind INSIDE OUTSIDE -- "$@"
+"""
+
+
+@pytest.fixture
+def docker(host: LoopbackHost, tmp_path: Path) -> str:
+    """A DockerLaunchCommand; what the container has at the host's home is in <home>/../inside."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("no bwrap on this machine: install bubblewrap to test docker's part")
+    inside = host.directory / "inside"
+    inside.mkdir(exist_ok=True)
+    program = tmp_path / "docker"
+    program.write_text(STAND_IN.replace("INSIDE", str(inside)).replace("OUTSIDE", str(host.home)))
+    program.chmod(0o755)
+    refused = subprocess.run(
+        [str(program), "exec", "-it", "upbeat_fermi", "true"], stdin=subprocess.DEVNULL, check=False
+    )
+    assert refused.returncode == 1
+    return f"{program} exec -it upbeat_fermi"
+
+
+def test_a_training_in_a_container(
+    host: LoopbackHost,
+    docker: str,
+    manyhands: Callable[..., subprocess.CompletedProcess[str]],
+    tiny: tuple[str, ...],
+) -> None:
+    host.write_hosts(DockerLaunchCommand=docker)
+    words = ("--no-export", "exec.run_in_docker=true", "rounds.total=1", "run=contained")
+    done = manyhands("train", "--host", "server1", *tiny, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (host.manyhands_home / "runs" / "contained" / "checkpoints" / "step-00000005").is_dir()
+    assert (host.directory / "inside" / "manyhands" / "runs" / "contained" / "status.json").is_file()
+    assert not (host.home / "manyhands" / "runs" / "contained").exists()
+    assert manyhands("hosts", "attach", "contained").returncode == 0
+    (row,) = json.loads(manyhands("hosts", "ls", "--format", "json").stdout)["runs"]
+    assert row["state"] == "finished"
+
+
+def test_a_host_that_cannot_do_it_otherwise_does_it_in_its_container(
+    host: LoopbackHost,
+    docker: str,
+    manyhands: Callable[..., subprocess.CompletedProcess[str]],
+    tiny: tuple[str, ...],
+) -> None:
+    host.write_hosts(DockerLaunchCommand=docker, Python=str(host.home / "only-inside"))
+    python = host.directory / "inside" / "only-inside"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    found = {c.what: c.state for c in asyncio.run(check(host_named("server1")))}
+    assert (found["python"], found["docker"]) == ("fault", "ok")
+    done = manyhands("train", "--host", "server1", *tiny, "--no-export", "rounds.total=1", "run=only-inside")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "server1 trains in its container" in done.stdout
+
+
+def test_a_container_that_does_not_run(host: LoopbackHost, docker: str) -> None:
+    host.write_hosts(DockerLaunchCommand=docker.replace("upbeat_fermi", "gone"))
+    (fault,) = [c for c in asyncio.run(check(host_named("server1"))) if c.what == "docker"]
+    assert fault.state == "fault"
+    assert "No such container: gone" in fault.found
+    assert fault.to_do == "start the container there, or mend DockerLaunchCommand"
