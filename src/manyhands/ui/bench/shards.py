@@ -1,11 +1,13 @@
-"""Measurements of shards: reading them shuffled, and making them.
+"""Measurements of shards: reading them shuffled, training on them, and making them.
 
-Rows are records of endgame positions as tasks/chess_endgames/truth.py makes them; for reading they are made up, since
-only their sizes matter, so that no tables are needed. One core: a process that reads ahead in a thread pays for it.
+Rows are records of endgame positions as tasks/chess_endgames/truth.py makes them. For reading they are made up, since
+only their sizes matter; for training they are of three men, solved here; for making they are KPkp, whose tables are
+those in the directory that MANYHANDS_SYZYGY names: without it nothing is measured.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 import time
@@ -15,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from manyhands.plan.schema import Plan
 from manyhands.ui.bench.harness import Measured
 
 MOVES: Final = 34
@@ -98,3 +101,118 @@ def _decode_all(directory: Path) -> float:
             for group in range(opened.num_row_groups):
                 opened.read_row_group(group, use_threads=False)
     return time.perf_counter() - started
+
+
+def shard_wait() -> Measured:
+    """Batches of endgame shards made over batches consumed by the config `endgames`, one thread each."""
+    from manyhands.engine.device import share_threads
+    from manyhands.engine.loading import micro_batches, step_indices
+    from manyhands.engine.world import ALONE
+    from manyhands.plan.compose import compose
+    from manyhands.tasks.packing import pack
+    from manyhands.tasks.registry import family_of
+
+    share_threads(1, 1)
+    with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
+        pieces = ("task.pieces=KPk", "task.positions=100_000", "task.validation_positions=1000")
+        pack(compose(pieces, "endgames"), Path(name) / "shards")
+        plan = compose([*pieces, f"data.shards='{name}/shards'"], "endgames")
+        family = family_of(plan)
+        family.prepare(plan, Path(name) / "task")
+        task, size = family.open(plan, Path(name) / "task"), plan.local.batch_size
+
+        def load(step: int) -> list[Any]:
+            return list(micro_batches(task, step_indices(task, step * size, size, plan.seed, ALONE), None))
+
+        steps = task.samples() // size
+        load(0)
+        started, longest = time.perf_counter(), 0.0
+        for step in range(1, steps):
+            before = time.perf_counter()
+            load(step)
+            longest = max(longest, time.perf_counter() - before)
+        loads_per_s = (steps - 1) / (time.perf_counter() - started)
+        step_s = _step_seconds(task, plan, load(0)[0])
+    return Measured(
+        value=loads_per_s * step_s,
+        note=f"{loads_per_s * size:,.0f} positions/s loaded, {size / step_s:,.0f} learned on this CPU; the longest "
+        f"batch took {longest * 1000:.0f} ms, a step {step_s * 1000:.0f} ms",
+    )
+
+
+def _step_seconds(task: Any, plan: Plan, batch: Any) -> float:
+    """Of forward, backward and update."""
+    from manyhands.engine.optimizer import build_optimizer
+    from manyhands.ui.bench.harness import median_seconds
+
+    model = task.build_model()
+    optimizer = build_optimizer(plan.local.optimizer, model)
+
+    def step() -> None:
+        task.loss(model, batch).mean.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return median_seconds(step, repeats=10, warm_up=2)
+
+
+def shard_make() -> Measured:
+    """KPkp with value and policy through `pack` with two processes, over bare probing of the tables by two."""
+    tables = os.environ.get("MANYHANDS_SYZYGY")
+    if not tables:
+        return Measured(
+            value=None,
+            note="not measured: MANYHANDS_SYZYGY names no directory of Syzygy tables with those of KPkp",
+        )
+    with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
+        os.environ["MANYHANDS_HOME"] = name  # where what is decoded of the tables is kept, once
+        _make_kpkp(Path(name) / "first", tables, 20_000)
+        bare = _bare_probing(tables, seconds=10.0)
+        rate = _make_kpkp(Path(name) / "second", tables, 400_000)
+    return Measured(
+        value=rate / bare,
+        floor=1.0,
+        note=f"{rate:,.0f} against {bare:,.0f} positions/s with truth on two processes, the tables of KPkp decoded "
+        "before",
+    )
+
+
+def _make_kpkp(directory: Path, tables: str, positions: int) -> float:
+    """Positions/s, from the first that was made."""
+    from manyhands.data.shards.making import Progress
+    from manyhands.plan.compose import compose
+    from manyhands.tasks.packing import pack
+
+    plan = compose(
+        [f"task.syzygy='{tables}'", f"task.positions={positions}", "task.validation_positions=1000"],
+        "endgames",
+    )
+    told: list[Progress] = []
+    pack(plan, directory, processes=2, shard_rows=20_480, on_progress=told.append)
+    return told[-1].rows_per_s
+
+
+def _bare_probing(tables: str, seconds: float) -> float:
+    """Positions/s of two processes that ask the package `chess` for the value and for each move's."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        return sum(pool.starmap(_probe, [(tables, seed, seconds) for seed in (1, 2)]))
+
+
+def _probe(tables: str, seed: int, seconds: float) -> float:
+    from manyhands.tasks.chess_endgames.pieces import parse
+    from manyhands.tasks.chess_endgames.positions import draw
+    from manyhands.tasks.chess_endgames.probing import Prober
+    from manyhands.tasks.chess_endgames.record import place
+
+    squares = np.zeros((20_000, 64), dtype=np.uint8)
+    for rows, men in draw(parse("KPkp"), np.arange(len(squares)), seed):
+        place(squares, rows, men)
+    prober, boards = Prober(Path(tables)), squares.tolist()
+    for board in boards[:200]:  # the tables are mapped
+        prober.probe(board, -1)
+    started, done = time.perf_counter(), 200
+    while time.perf_counter() - started < seconds and done < len(boards):
+        prober.probe(boards[done], -1)
+        done += 1
+    return (done - 200) / (time.perf_counter() - started)

@@ -158,7 +158,7 @@ def train(
             check_pieces(pieces, shards)
         elif pieces is not None:
             given_too.append(f"task.pieces={quoted(pieces)}")
-        below = CONFIGS["chess_endgames"] if pieces is not None and plan is None else None
+        below = CONFIGS["chess_endgames"] if pieces is not None and plan is resume is None else None
         kept_in = directory if kept else None
         words = [*words, *given, *given_too]
         return configuration_from(plan, words, config_name or below, config_dir, kept=kept_in, shards=shards)
