@@ -8,6 +8,7 @@ from manyhands.ui.bench.harness import Measurement
 _CORE = "manyhands.ui.bench.core"
 _SWARM = "manyhands.ui.bench.swarm"
 _ENGINE = "manyhands.ui.bench.engine"
+_SHARDS = "manyhands.ui.bench.shards"
 
 GROUPS: dict[str, tuple[Measurement, ...]] = {
     "core": (
@@ -142,5 +143,30 @@ GROUPS: dict[str, tuple[Measurement, ...]] = {
             what="a networked run with a killed client equals its replay, bit for bit, without the stored updates",
         ),
     ),
-    "hosts": (),
+    "hosts": (
+        Measurement(
+            name="shard_make",
+            function=f"{_SHARDS}:shard_make",
+            unit="of bare",
+            better="higher",
+            target=0.9,
+            what="KPkp positions/s with value and policy, by pack with two processes, over bare probing by two",
+        ),
+        Measurement(
+            name="shard_read",
+            function=f"{_SHARDS}:shard_read",
+            unit="positions/s",
+            better="higher",
+            target=200_000.0,
+            what="positions with 34 moves read from shards, shuffled, 1024 at a time, one process on one core",
+        ),
+        Measurement(
+            name="shard_wait",
+            function=f"{_SHARDS}:shard_wait",
+            unit="times",
+            better="higher",
+            target=10.0,
+            what="batches of endgame shards made over batches consumed, one thread each",
+        ),
+    ),
 }
