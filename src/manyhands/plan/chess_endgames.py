@@ -58,7 +58,7 @@ class ChessEndgamesTask(Settings):
     """Positions of an epoch, each drawn by the plan's seed and its number."""
     validation_positions: Count = 100_000
     """Positions to evaluate on. None of them, nor the mirror image of one, is ever trained on."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.125
+    held_out: Annotated[float, Field(ge=0.01, le=0.99)] = 0.125
     """Share of all positions that are kept for validation: by a hash of the position, whatever the seed."""
     model: EndgameModel = EndgameModel()
     """Size of the model."""

@@ -44,7 +44,6 @@ VALIDATION_SEED: Final = 0x76616C6964
 """Of the numbers of validation positions, in every plan: runs with other seeds are judged on the same ones."""
 NEXT_DRAW: Final = 1 << 40
 """What is added to a sample's number when its position is one of the other set."""
-_MOST_DRAWS: Final = 10_000
 
 
 class ChessEndgamesFamily:
@@ -155,26 +154,29 @@ class ChessEndgames:
         return split == TRAINING
 
     def _numbers(self, indices: npt.NDArray[np.int64], seed: int, *, held_out: bool) -> npt.NDArray[np.int64]:
-        """The source's numbers of these samples: each the first of index, index + NEXT_DRAW, ... of its set."""
+        """The source's numbers of these samples: each the first of index, index + NEXT_DRAW, ... of its set.
+
+        It ends: any ending has thousands of positions, of which either set has a hundredth or more.
+        """
         numbers = indices.astype(np.int64)
-        waiting = np.arange(len(numbers))
-        for _ in range(_MOST_DRAWS):
-            squares = np.zeros((len(waiting), 64), dtype=np.uint8)
-            for rows, men in draw(self.specification, numbers[waiting], seed):
+        waiting, drawn, ahead = np.arange(len(numbers)), 0, 1
+        while waiting.size:
+            tries = indices[waiting, None] + NEXT_DRAW * (drawn + np.arange(ahead))
+            squares = np.zeros((tries.size, 64), dtype=np.uint8)
+            for rows, men in draw(self.specification, tries.reshape(-1), seed):
                 place(squares, rows, men)
-            waiting = waiting[is_held_out(squares, self.settings.held_out) != held_out]
-            if not waiting.size:
-                return numbers
-            numbers[waiting] += NEXT_DRAW
-        raise DataError(
-            f"{_MOST_DRAWS} draws of {self.settings.pieces} gave no position of the share {self.settings.held_out} "
-            f"that is held out: choose task.held_out nearer to a half"
-        )
+            fits = (is_held_out(squares, self.settings.held_out) == held_out).reshape(tries.shape)
+            found = fits.any(axis=1)
+            numbers[waiting[found]] = tries[found, fits[found].argmax(axis=1)]
+            waiting, drawn, ahead = waiting[~found], drawn + ahead, 8
+        return numbers
 
 
 # ------------------------------------------------------------------------------------------ what is held out
 _KEYS: Final = np.random.default_rng(64).integers(2**64, size=(13, 64), dtype=np.uint64)
 _KEYS[0] = 0  # empty squares
+_SQUARES: Final = np.arange(64)
+_MIRRORED_KEYS: Final = _KEYS[:, _SQUARES ^ 7]
 
 
 def is_held_out(squares: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.bool_]:
@@ -182,15 +184,9 @@ def is_held_out(squares: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.
 
     By a hash of what stands where (Zobrist 1970), of the position and of its mirror image together.
     """
-    occupied, places = np.nonzero(squares)
-    codes = squares[occupied, places]
-    hashes = []
-    for there in (places, places ^ 7):
-        keys = np.zeros(len(squares), dtype=np.uint64)
-        np.bitwise_xor.at(keys, occupied, _KEYS[codes, there])
-        hashes.append(keys)
-    mixed = hashes[0] + hashes[1]  # the same for both
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53 < share
+    one, other = (np.bitwise_xor.reduce(keys[squares, _SQUARES], axis=1) for keys in (_KEYS, _MIRRORED_KEYS))
+    held: npt.NDArray[np.bool_] = ((one + other) >> np.uint64(11)).astype(np.float64) * 2.0**-53 < share
+    return held
 
 
 # ------------------------------------------------------------------------------------------ settings and files
