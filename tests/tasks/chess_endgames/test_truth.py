@@ -19,17 +19,15 @@ from manyhands.tasks.chess_endgames.truth import PositionSource, Truth, open_sou
 
 # a double step that allows or forces en passant, stalemates and mates to be found, promotions to choose from
 CORNERS = [
-    "8/8/8/8/k2p3R/8/2P5/K7 w - - 0 1",
     "8/8/8/8/3p4/8/2P5/K1k5 w - - 0 1",
     "7k/5P2/8/6K1/8/8/8/8 w - - 0 1",
     "8/6P1/7k/8/7K/8/8/8 w - - 0 1",
     "k7/2P5/1K6/8/8/8/8/8 w - - 0 1",
     "3r4/2P5/8/1K6/8/8/8/k7 w - - 0 1",
-    "8/8/8/8/8/1K6/3p4/k1B5 b - - 0 1",
     "k7/8/1K6/8/8/8/8/6Qr w - - 0 1",
     "8/8/8/8/4k3/8/8/4K2R b - - 0 1",
 ]
-EN_PASSANT = ["8/8/4k3/3pP3/8/8/8/4K3 w - d6 0 1", "8/8/8/8/k2Pp2R/8/8/K7 b - d3 0 1"]
+EN_PASSANT = ["8/8/4k3/3pP3/8/8/8/4K3 w - d6 0 1", "8/8/8/8/k2Pp3/8/8/K7 b - d3 0 1"]
 
 
 @pytest.fixture(scope="module")
@@ -77,24 +75,22 @@ def check(record: Record, tables: chess.syzygy.Tablebase) -> None:
         assert not record["best"][row][~known].any()
 
 
-@pytest.mark.parametrize("pieces", ["KPkp", "KQkr", "KPk,KRk:2,KQk"])
-def test_random_positions_are_labelled_as_python_chess_finds_them(pieces, arrays, probing):
+@pytest.mark.parametrize(("pieces", "count"), [("KPkp", 250), ("KQkr", 60), ("KPk,KRk:2,KQk", 120)])
+def test_random_positions_are_labelled_as_python_chess_finds_them(pieces, count, arrays, probing):
     source = PositionSource(specification=parse(pieces), truth=arrays)
-    record = source.make(np.arange(350), seed=5)
+    record = source.make(np.arange(count), seed=5)
     for name, dtype, shape in source.columns:
         assert record[name].dtype == dtype
-        assert record[name].shape == (350, *shape)
+        assert record[name].shape == (count, *shape)
     assert len(record) == len(source.columns)
     check(record, probing)
 
 
 def test_given_positions_have_the_same_truth_both_ways(arrays, one_by_one, probing):
     squares, en_passant = from_fen([*CORNERS, *EN_PASSANT])
-    # the first corner's pieces are five with the rook; the arrays know four
-    four = (squares > 0).sum(axis=1) <= MOST_MEN
-    record = arrays.label(squares[four], en_passant[four])
+    record = arrays.label(squares, en_passant)
     check(record, probing)
-    probed = one_by_one.label(squares[four], en_passant[four])
+    probed = one_by_one.label(squares, en_passant)
     assert all((probed[name] == record[name]).all() for name in record)
 
 

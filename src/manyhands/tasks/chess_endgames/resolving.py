@@ -99,13 +99,15 @@ def _stored_distances(men: Men, table: Table, values_of: ValuesOf) -> Int64s:
     found = before_zeroing(wdl)
     won = np.flatnonzero(wdl > 0)
     at_once = _best_zeroing(men.rows(won), values_of, pawn_moves=True) == wdl[won]
-    counted = np.union1d(np.flatnonzero(wdl < 0), won[~at_once])
+    looked_up = wdl < 0
+    looked_up[won[~at_once]] = True
+    counted = np.flatnonzero(looked_up)
     men, wdl = men.rows(counted), wdl[counted]
     distances = np.full(len(men), _UNKNOWN, dtype=np.int64)
     for rows, part, place in places(table, men):
         if men.own == men.other or part.black_to_move == _mover_is_black(men):
             distances[rows] = before_zeroing(wdl[rows]) + np.sign(wdl[rows]) * part.distance(place, wdl[rows])
-    distances[_mated(men, wdl)] = MATED
+    distances[_mated(men, distances)] = MATED
     found[counted] = distances
     return found
 
@@ -130,6 +132,7 @@ def _searched_distances(men: Men, values_of: ValuesOf, answers: Distances) -> In
             moved = (origin[rows] ^ to[rows]) << shift  # turning the board changes both squares alike
             reply = answers[start[rows] ^ moved].astype(np.int64)
             best[rows] = np.minimum(best[rows], _distance_before(reply, wdl[rows], best[rows]))
+    best[_mated(men, best)] = MATED
     return best
 
 
@@ -178,8 +181,9 @@ def _best_zeroing(men: Men, values_of: ValuesOf, *, pawn_moves: bool) -> Int64s:
     return best
 
 
-def _mated(men: Men, wdl: Int64s) -> npt.NDArray[np.intp]:
-    lost = np.flatnonzero(wdl == -2)
+def _mated(men: Men, distances: Int64s) -> npt.NDArray[np.intp]:
+    """Those without a move, among the positions that are lost at once."""
+    lost = np.flatnonzero(distances == -1)
     checked = lost[in_check(men.rows(lost))]
     mated: npt.NDArray[np.intp] = checked[~has_move(men.rows(checked))]
     return mated
