@@ -88,13 +88,11 @@ def _trained(directory: Path, tables: Path, *, pieces: int) -> tuple[Plan, float
 
 
 def _judged(plan: Plan, directory: Path) -> dict[str, float]:
-    import torch
-
     from manyhands.engine.checkpoint import find_checkpoint
+    from manyhands.engine.device import choose_device
     from manyhands.engine.evaluate_checkpoint import evaluate_checkpoint
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = find_checkpoint(directory)
+    device, checkpoint = choose_device("auto"), find_checkpoint(directory)
     (found,) = evaluate_checkpoint(checkpoint, plan, directory / "materials", device=device, samples=JUDGED)
     return dict(found.result.metrics)
 
