@@ -7,6 +7,7 @@ from manyhands.ui.bench.harness import Measurement
 
 _CORE = "manyhands.ui.bench.core"
 _SWARM = "manyhands.ui.bench.swarm"
+_ENDGAMES = "manyhands.ui.bench.endgames"
 _ENGINE = "manyhands.ui.bench.engine"
 _SHARDS = "manyhands.ui.bench.shards"
 
@@ -167,6 +168,21 @@ GROUPS: dict[str, tuple[Measurement, ...]] = {
             better="higher",
             target=10.0,
             what="batches of endgame shards made over batches consumed, one thread each",
+        ),
+        Measurement(
+            name="endgame_accuracy",
+            function=f"{_ENDGAMES}:endgame_accuracy",
+            unit="%",
+            better="higher",
+            target=95.0,
+            what="right values of 100,000 KPkp positions after 3 minutes of training (MANYHANDS_BENCH_MINUTES)",
+        ),
+        Measurement(
+            name="endgame_rate",
+            function=f"{_ENDGAMES}:endgame_rate",
+            unit="positions/s",
+            better="higher",
+            what="training on KPkp positions, made, labelled and learned, all cores",
         ),
     ),
 }
