@@ -86,9 +86,8 @@ class Follower:
         tell: Callable[[str], None],
     ) -> None:
         self._host, self._directory, self._docker = host, directory, docker
-        self._copies = {LOG: log or Copy(None)}
-        if events is not None:
-            self._copies[EVENTS] = events
+        self._copies = {} if events is None else {EVENTS: events}
+        self._copies[LOG] = log or Copy(None)
         self._on_event, self._on_line, self._on_status = on_event, on_line, on_status
         self._patience = Patience(host.host_name, tell)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)

@@ -75,7 +75,7 @@ class Outcome:
 
     exit_code: int
     endings: dict[str, dict[str, Any]]
-    fetched: Fetched | None
+    fetched: Fetched
 
 
 @contextlib.asynccontextmanager
@@ -91,6 +91,8 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
 
     Raises what `launch.check_ready` does, and the errors of a connection.
     """
+    if len(hosts) > 1:
+        _check_divided(wish.configuration)
     if wish.upload is not None:
         plan = wish.configuration.plan
         data = plan.data.model_copy(update={"shards": f"../../{SHARDS}/{_name_of_shards(wish.upload)}"})
@@ -158,6 +160,16 @@ async def _upload(there: Agent, shards: Path, run: str, view: View) -> None:
 def _name_of_shards(shards: Path) -> str:
     digest = hashlib.sha256((shards / _MANIFEST).read_bytes()).hexdigest()[:12]
     return f"{shards.resolve().name}-{digest}"
+
+
+def _check_divided(configuration: Configuration) -> None:
+    """Raises PlanError for a model whose parts would be saved to a directory that all processes see."""
+    parallel = configuration.settings.parallel
+    if parallel.strategy == "fsdp" or parallel.tensor_parallelism > 1:
+        raise PlanError(
+            "a model that is divided among processes is saved by all of them into one directory, and hosts have none "
+            "in common: train it with parallel.strategy=ddp on several hosts, or on one host"
+        )
 
 
 async def _only_in_container(host: Host) -> bool:
@@ -242,6 +254,7 @@ class _Watch:
     saved: asyncio.Event = field(default_factory=asyncio.Event)
     newest: str | None = None
     failed_first: str | None = None
+    fetched: Fetched = field(default_factory=Fetched)
 
     def host(self, part: Part) -> Host:
         return host_named(part.host)
@@ -294,7 +307,7 @@ class _Watch:
 
     async def bring(self) -> Fetched:
         part = self.record.parts[0]
-        return await fetch(
+        fetched = await fetch(
             self.host(part),
             part.directory,
             self.directory,
@@ -302,6 +315,9 @@ class _Watch:
             tell=self.view.tell,
             keep=self.record.keep,
         )
+        self.fetched.bytes += fetched.bytes
+        self.fetched.seconds += fetched.seconds
+        return fetched
 
 
 async def watch(directory: Path, record: Record, view: View, *, replay: bool) -> Outcome:
@@ -341,12 +357,11 @@ async def watch(directory: Path, record: Record, view: View, *, replay: bool) ->
         for task in following:
             task.cancel()
         await asyncio.gather(bringing, *following, return_exceptions=True)
-    fetched = None
     if not record.shared:
-        fetched = await watched.bring()
+        await watched.bring()
     record.model_copy(update={"fetched": True}).keep_in(directory)
     leads = watched.failed_first or record.parts[0].host
-    return Outcome(exit_code=exit_code_of(endings[leads]), endings=endings, fetched=fetched)
+    return Outcome(exit_code=exit_code_of(endings[leads]), endings=endings, fetched=watched.fetched)
 
 
 async def _stop_others(record: Record, *, now: bool) -> None:

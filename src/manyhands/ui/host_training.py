@@ -28,7 +28,7 @@ from manyhands.ui.terminal import human_bytes, human_seconds, printable
 if TYPE_CHECKING:
     from manyhands.engine.configuration import Configuration
 
-_REFRESH_PER_S: Final = 1  # every redrawing costs, and a training may take days
+REFRESH_PER_S: Final = 1  # every redrawing costs, and a training may take days
 
 
 class HostScreen:
@@ -36,9 +36,7 @@ class HostScreen:
 
     def __init__(self, logs: str, name: str, samples_per_step: int) -> None:
         self._logs = logs
-        self._screen = TrainScreen(
-            logs, name, samples_per_step=samples_per_step, refresh_per_s=_REFRESH_PER_S
-        )
+        self._screen = TrainScreen(logs, name, samples_per_step=samples_per_step, refresh_per_s=REFRESH_PER_S)
         self.paused = False
         self._held: list[dict[str, Any]] = []
 
@@ -126,7 +124,7 @@ def directory_for(configuration: Configuration, directory: Path | None) -> Path:
 
 async def _attended(directory: Path, record: Record, screen: HostScreen, logs: str, *, replay: bool) -> int:
     """Watch, and listen to the person in front of it."""
-    with _Signals() as signals:
+    with Signals() as signals:
         watching = asyncio.create_task(watch(directory, record, screen, replay=replay))
         try:
             while not watching.done():
@@ -140,7 +138,7 @@ async def _attended(directory: Path, record: Record, screen: HostScreen, logs: s
                 if what == "stop":
                     await _stop(record, screen)
                 elif what in ("detach", "detached"):
-                    return _detached(record, chosen=what == "detach")
+                    return detached([record], chosen=what == "detach")
             outcome = await watching
         finally:
             watching.cancel()
@@ -154,9 +152,13 @@ def _in_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _detached(record: Record, *, chosen: bool) -> int:
-    hosts = ", ".join(part.host for part in record.parts)
-    text = f"{record.run} goes on at {hosts}; see it again with: manyhands hosts attach {record.run}"
+def detached(records: Sequence[Record], *, chosen: bool) -> int:
+    """Say how to see them again. Raises Interrupted where nobody has chosen it."""
+    text = "\n".join(
+        f"{record.run} goes on at {', '.join(part.host for part in record.parts)}; see it again with: manyhands "
+        f"hosts attach {record.run}"
+        for record in records
+    )
     if chosen:
         click.echo(text)
         return 0
@@ -172,7 +174,7 @@ async def _stop(record: Record, screen: HostScreen) -> None:
             screen.tell(f"{part.host} could not be asked to end: {error}")
 
 
-async def _asked(screen: HostScreen, signals: _Signals) -> str:
+async def _asked(screen: HostScreen, signals: Signals) -> str:
     """What a person means by Ctrl-C; a second one detaches."""
     answers = {"d": "detach", "s": "stop", "g": "go on"}
     with screen.asking():
@@ -213,7 +215,7 @@ async def _line_of_input() -> str:
     return await answered
 
 
-class _Signals:
+class Signals:
     """SIGINT and SIGTERM, one after the other, while the block lasts."""
 
     def __init__(self) -> None:
@@ -245,7 +247,7 @@ def _tell_end(directory: Path, outcome: Outcome, *, quiet: bool) -> None:
             click.echo(f"error: {printable_lines(words_of(host, ending))}", err=True)
     if quiet:
         return
-    if outcome.fetched is not None and outcome.fetched.bytes:
+    if outcome.fetched.bytes:
         click.echo(
             f"fetched {human_bytes(outcome.fetched.bytes)} in {human_seconds(outcome.fetched.seconds)} to {directory}"
         )

@@ -1,0 +1,122 @@
+"""Several trainings on several hosts at once, in one table: each host takes the next one when it is free."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from manyhands.errors import ManyhandsError
+from manyhands.hosts.hosts_file import Host
+from manyhands.hosts.training import Wish, begin, watch, words_of
+from manyhands.ui.host_training import REFRESH_PER_S, Signals, detached, printable_lines
+from manyhands.ui.live import Screen
+from manyhands.ui.live_training import train_line
+from manyhands.ui.logs import json_line
+from manyhands.ui.terminal import printable
+from manyhands.ui.training_table import ROWS, TrainingTable, table_of
+
+
+class SweepScreen(Screen):
+    """One table of all trainings; a line for each event elsewhere."""
+
+    def __init__(self, logs: str) -> None:
+        super().__init__(redrawn=logs == "tui", refresh_per_s=REFRESH_PER_S)
+        self.logs = logs
+        self.tables: list[TrainingTable] = []
+
+    def add(self, name: str, samples_per_step: int) -> TrainingTable:
+        self.tables.append(TrainingTable(samples_per_step, name))
+        return self.tables[-1]
+
+    def draw(self) -> None:
+        states = ", ".join(f"{printable(t.name)} {t.state}" for t in self.tables)
+        self._draw(Group(Text(states, style="dim"), table_of(self.tables, rows=max(ROWS, len(self.tables)))))
+
+
+class OneOfMany:
+    """The view of one training in the common table (hosts/training.py: View)."""
+
+    def __init__(self, screen: SweepScreen, table: TrainingTable) -> None:
+        self._screen, self._table = screen, table
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        self._table.take(event)
+        if self._screen.logs == "json":
+            click.echo(json_line({"run": self._table.name, **event}))
+            sys.stdout.flush()
+        elif self._screen.logs == "console" and (text := train_line(event)):
+            self._screen.line(f"{self._table.name}: {text}")
+        self._screen.draw()
+
+    def line(self, host: str, text: str) -> None:
+        self.tell(f"{host}: {text}")
+
+    def tell(self, text: str) -> None:
+        if self._screen.logs == "json":
+            click.echo(json_line({"run": self._table.name, "kind": "host", "text": text}))
+        elif self._screen.logs != "none":
+            self._screen.line(printable(f"{self._table.name}: {text}"))
+
+
+def sweep_on_hosts(groups: Sequence[Sequence[Host]], wishes: Sequence[tuple[str, Wish]], logs: str) -> int:
+    """Carry out every wish; the exit code of the first that failed, in the order of the wishes.
+
+    A training that fails does not keep the others from being tried. A signal detaches from those that run; those that
+    have not begun are not begun. Raises Interrupted then.
+    """
+    return asyncio.run(_Sweep(groups, wishes, logs).carry_out())
+
+
+class _Sweep:
+    def __init__(
+        self, groups: Sequence[Sequence[Host]], wishes: Sequence[tuple[str, Wish]], logs: str
+    ) -> None:
+        self._groups, self._logs = groups, logs
+        self._left = list(enumerate(wishes))
+        self._codes: dict[int, int] = {}
+        self._running: dict[int, Any] = {}
+
+    async def carry_out(self) -> int:
+        with SweepScreen(self._logs) as screen, Signals() as signals:
+            workers = asyncio.create_task(self._all(screen))
+            asked = asyncio.create_task(signals.next())
+            try:
+                await asyncio.wait({workers, asked}, return_when=asyncio.FIRST_COMPLETED)
+                if asked.done():
+                    detached(list(self._running.values()), chosen=False)
+            finally:
+                asked.cancel()
+                workers.cancel()
+                await asyncio.gather(workers, asked, return_exceptions=True)
+        if not workers.cancelled() and (error := workers.exception()) is not None:
+            raise error
+        return next((code for _, code in sorted(self._codes.items()) if code), 0)
+
+    async def _all(self, screen: SweepScreen) -> None:
+        await asyncio.gather(*(self._work(group, screen) for group in self._groups))
+
+    async def _work(self, group: Sequence[Host], screen: SweepScreen) -> None:
+        """One host, or those of one training, until nothing is left."""
+        while self._left:
+            number, (name, wish) = self._left.pop(0)
+            shown = " ".join(part for part in (group[0].host_name, name) if part)
+            view = OneOfMany(screen, screen.add(shown, wish.configuration.plan.local.batch_size))
+            try:
+                record = self._running[number] = await begin(group, wish, view)
+                outcome = await watch(wish.directory, record, view, replay=False)
+            except ManyhandsError as error:
+                view.tell(f"error: {error}")
+                self._codes[number] = error.exit_code
+            else:
+                self._codes[number] = outcome.exit_code
+                for host, ending in outcome.endings.items():
+                    if ending.get("exit_code") != 0:
+                        click.echo(f"error: {shown}: {printable_lines(words_of(host, ending))}", err=True)
+            finally:
+                self._running.pop(number, None)
