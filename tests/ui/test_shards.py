@@ -1,0 +1,134 @@
+"""`manyhands shards ...`, `gen_tpg` and `train --shards` by the installed command, as people type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from manyhands.data.shards.making import Progress
+from manyhands.ui.shard_progress import rows_text
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+MANYHANDS = str(Path(sys.executable).with_name("manyhands"))
+
+
+@pytest.fixture(scope="module")
+def endgames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of king and pawn against king, which need no tables."""
+    place = tmp_path_factory.mktemp("endgames")
+    subprocess.run(
+        [MANYHANDS, "gen_tpg", "--pieces=KPk", "--num_pos=2048", "--tpg_dir=shards", "--rows-per-shard=512",
+         "task.validation_positions=100", "--processes=1"],
+        cwd=place, check=True, capture_output=True, env={**os.environ, "MANYHANDS_HOME": str(place / "home")},
+    )  # fmt: skip
+    return place / "shards"
+
+
+def test_what_was_made_is_shown(manyhands: Run, endgames: Path) -> None:
+    shown = json.loads(manyhands("shards", "info", str(endgames), "--format", "json").stdout)
+    assert (shown["task"]["pieces"], shown["task"]["positions"], shown["seed"]) == ("KPk", 2048, 1337)
+    assert {name: part["rows"] for name, part in shown["sets"].items()} == {
+        "training": 2048,
+        "validation": 100,
+    }
+    assert [c["name"] for c in shown["sets"]["training"]["columns"]][:3] == ["squares", "en_passant", "value"]
+    assert shown["made"][0]["command"].startswith("manyhands gen_tpg --pieces=KPk --num_pos=2048")
+    table = manyhands("shards", "info", str(endgames)).stdout
+    assert "pieces: KPk" in table
+    assert "training    2,048      4" in table
+
+
+def test_broken_shards_are_named(manyhands: Run, endgames: Path, tmp_path: Path) -> None:
+    sound = manyhands("shards", "verify", str(endgames))
+    assert (sound.returncode, sound.stdout) == (0, f"{endgames}: every byte is as it was written\n")
+    broken = tmp_path / "broken"
+    shutil.copytree(endgames, broken)
+    for name, at in (("training-00001.parquet", 100), ("training-00003.parquet", -1)):
+        data = bytearray((broken / name).read_bytes())
+        data[at] ^= 1
+        (broken / name).write_bytes(data)
+    (broken / "validation-00000.parquet").unlink()
+    told = manyhands("shards", "verify", str(broken), "--format", "json")
+    assert told.returncode == 4
+    faults = json.loads(told.stdout)
+    assert [(fault["file"], fault["group"]) for fault in faults] == [
+        ("training-00001.parquet", 0), ("training-00003.parquet", None), ("validation-00000.parquet", None),
+    ]  # fmt: skip
+    assert "3 files of" in told.stderr
+    assert "data.on_broken=skip" in told.stderr
+
+
+def test_a_training_needs_no_other_word_than_the_directory(manyhands: Run, endgames: Path) -> None:
+    composed = manyhands("train", "--tpg-dir", str(endgames), "task.model.layers=2", "--cfg", "job").stdout
+    for line in (
+        "name: endgames",
+        "  pieces: KPk",
+        "  positions: 2048",
+        "    layers: 2",
+        f"  shards: {endgames}",
+    ):
+        assert f"{line}\n" in composed
+    short = ("local.steps=2", "rounds.total=1", "schedule.warmup_steps=1", "evaluation.max_batches=1")
+    trained = manyhands(
+        "train", "--shards", str(endgames), "--pieces=KPk", *short, "exec.threads=1", timeout=200
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "finished at step 2" in trained.stdout
+
+
+def test_words_that_contradict_the_shards(manyhands: Run, endgames: Path) -> None:
+    pieces = manyhands("train", "--tpg-dir", str(endgames), "--pieces=KRk")
+    assert pieces.returncode == 2
+    assert f"--pieces KRk contradicts the shards in {endgames}, which are of the pieces KPk" in pieces.stderr
+    share = manyhands("train", "--shards", str(endgames), "task.held_out=0.5")
+    assert share.returncode == 3
+    assert "'task.held_out' is 0.5, and the shards in" in share.stderr
+    assert "were made with 0.125" in share.stderr
+    nothing = manyhands("train", "--shards", "nowhere")
+    assert nothing.returncode == 4
+    assert "there is no such directory" in nothing.stderr
+
+
+def test_what_cannot_be_made(manyhands: Run, endgames: Path, tmp_path: Path) -> None:
+    few = manyhands("gen_tpg", "--pieces=KPk", "--num_pos=100", "--tpg_dir=new")
+    assert few.returncode == 2
+    assert "--num-pos 100: too few for a shard, which has at least 1,024 positions" in few.stderr
+    (tmp_path / "file").touch()
+    unwritable = manyhands("gen_tpg", "--pieces=KPk", "--num_pos=2000", "--tpg_dir=file/new")
+    assert unwritable.returncode == 9
+    assert "cannot write into" in unwritable.stderr
+    other = manyhands("gen_tpg", "--pieces=KRk", "--num_pos=2000", f"--tpg_dir={endgames}")
+    assert other.returncode == 4
+    assert "holds shards already" in other.stderr
+    (tmp_path / "tables").mkdir()
+    missing = manyhands("gen_tpg", "--pieces=KPRkrp", "--num_pos=2000", "--tpg_dir=new", "--syzygy=tables")
+    assert missing.returncode == 4
+    assert "KRPvKRP.rtbw" in missing.stderr
+    impossible = manyhands("gen_tpg", "--pieces=PRkrp", "--num_pos=2000", "--tpg_dir=new")
+    assert impossible.returncode == 4
+    assert "PRkrp" in impossible.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_of_the_group(manyhands: Run) -> None:
+    text = manyhands("shards").stdout
+    for name in ("gen-endgames", "pack", "import", "info", "verify", "merge"):
+        assert f"\n  {name} " in text
+        assert manyhands("shards", name, "--help").returncode == 0
+    assert manyhands("gen_tpg", "--help").stdout.startswith("Usage: manyhands gen_tpg [OPTIONS]")
+
+
+def test_progress_in_words() -> None:
+    beginning = Progress(rows=0, total=4096, kept=0, jobs=0, total_jobs=4, rows_per_s=0.0, left_s=None)
+    assert rows_text(beginning) == "0 of 4,096 rows (0%), 0 of 4 shards"
+    later = Progress(rows=3072, total=4096, kept=1024, jobs=3, total_jobs=4, rows_per_s=512.0, left_s=75.0)
+    assert rows_text(later) == (
+        "3,072 of 4,096 rows (75%), 3 of 4 shards, 1,024 rows kept of an earlier start, 512 rows/s, about 1:15 left"
+    )
