@@ -138,6 +138,7 @@ def test_what_ends_a_process_is_told(
     with pytest.raises(kind, match=message):
         begun(tmp_path / "shards").make(opens(ends), processes=1)
     assert not (tmp_path / "shards" / "training-00004.parquet").exists()
+    assert not list((tmp_path / "shards" / MAKING).glob("*.partial"))
 
 
 def test_another_wish_is_refused_once_something_is_made(tmp_path: Path, opens: Callable[..., Any]) -> None:

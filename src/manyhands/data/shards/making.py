@@ -126,7 +126,11 @@ class RowMaker:
 def put_shard(directory: Path, name: str, columns: Sequence[Column], groups: Iterable[Rows]) -> ShardFile:
     """Write a shard aside, durably, and then put it into the directory."""
     aside = directory / MAKING / f"{name}.{os.getpid()}.partial"
-    written = write_shard(aside, columns, groups)
+    try:
+        written = write_shard(aside, columns, groups)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # of a full disk
+        raise
     aside.replace(directory / name)
     sync(directory)
     return written.model_copy(update={"name": name})
