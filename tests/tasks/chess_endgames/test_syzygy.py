@@ -46,7 +46,7 @@ def test_stored_distances_are_what_python_chess_reads(name, syzygy, probing, ran
     table = read_table(syzygy / f"{name}.rtbz")
     checked = 0
     for own, other in sides_of(name):
-        men = random_men(own, other, 600, 3)
+        men = random_men(own, other, 400, 3)
         men = men.rows(is_legal(men))
         every = boards(men)
         wdl = np.array([probing.probe_wdl(board) for board in every])
@@ -62,7 +62,7 @@ def test_stored_distances_are_what_python_chess_reads(name, syzygy, probing, ran
                     dtz for (dtz, _), asked in zip(expected, some, strict=True) if asked
                 ]
                 checked += len(found)
-    assert checked >= 5 or name in {"KBvK", "KBvKN", "KNNvK"}  # which have no wins but mates
+    assert checked >= 4 or name in {"KBvK", "KBvKN", "KNNvK"}  # which have no wins but mates
 
 
 def test_a_broken_file_is_an_error_that_names_it(syzygy, tmp_path):

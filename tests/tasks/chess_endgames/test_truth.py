@@ -24,7 +24,7 @@ CORNERS = [
     "8/6P1/7k/8/7K/8/8/8 w - - 0 1",
     "k7/2P5/1K6/8/8/8/8/8 w - - 0 1",
     "3r4/2P5/8/1K6/8/8/8/k7 w - - 0 1",
-    "k7/8/1K6/8/8/8/8/6Qr w - - 0 1",
+    "1k6/8/1K6/8/8/3R3p/8/8 w - - 0 1",
     "8/8/8/8/4k3/8/8/4K2R b - - 0 1",
 ]
 EN_PASSANT = ["8/8/4k3/3pP3/8/8/8/4K3 w - d6 0 1", "8/8/8/8/k2Pp3/8/8/K7 b - d3 0 1"]
@@ -75,7 +75,9 @@ def check(record: Record, tables: chess.syzygy.Tablebase) -> None:
         assert not record["best"][row][~known].any()
 
 
-@pytest.mark.parametrize(("pieces", "count"), [("KPkp", 250), ("KQkr", 60), ("KPk,KRk:2,KQk", 120)])
+@pytest.mark.parametrize(
+    ("pieces", "count"), [("KPkp", 250), ("KRkp", 60), ("KBNk", 40), ("KPk,KRk:2,KQk", 100)]
+)
 def test_random_positions_are_labelled_as_python_chess_finds_them(pieces, count, arrays, probing):
     source = PositionSource(specification=parse(pieces), truth=arrays)
     record = source.make(np.arange(count), seed=5)
