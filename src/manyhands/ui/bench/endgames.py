@@ -13,12 +13,15 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from manyhands.errors import PlanError
 from manyhands.plan.compose import compose
 from manyhands.plan.schema import Plan
 from manyhands.ui.bench.harness import Measured
 
 JUDGED: Final = 100_000
 """Positions of the final evaluation, none of them ever trained on."""
+LONGEST: Final = 10
+"""Minutes: no measurement takes more than a quarter of an hour (harness.py)."""
 _PIECE: Final = 50
 """Steps between two looks at the clock."""
 
@@ -26,9 +29,12 @@ _PIECE: Final = 50
 def endgame_accuracy() -> Measured:
     """Percent of JUDGED positions whose value is right after a training of that many minutes on all cores."""
     tables, minutes = _tables(), float(os.environ.get("MANYHANDS_BENCH_MINUTES", "3"))
+    if not 0 < minutes <= LONGEST:
+        raise PlanError(f"MANYHANDS_BENCH_MINUTES is {minutes}: above 0 and at most {LONGEST} was expected")
     if tables is None:
         return _nothing()
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
+        os.environ["MANYHANDS_HOME"] = name  # where what is decoded of the tables is kept, once
         rate = _trained(Path(name) / "trial", tables, pieces=4)[1]
         pieces = max(1, round(rate * minutes * 60 / (_PIECE * _plan(tables, 1).local.batch_size)))
         started = time.perf_counter()
@@ -49,6 +55,7 @@ def endgame_rate() -> Measured:
     if tables is None:
         return _nothing()
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
+        os.environ["MANYHANDS_HOME"] = name  # where what is decoded of the tables is kept, once
         _trained(Path(name) / "trial", tables, pieces=1)  # decodes the tables
         _, rate = _trained(Path(name) / "training", tables, pieces=8)
     return Measured(value=rate, note=f"KPkp, 64 x 4 x 4 over pieces, {os.cpu_count()} threads")
