@@ -12,6 +12,7 @@ import torch
 
 from manyhands.coordination.effects import Work
 from manyhands.coordination.types import Assignment, IndexRange, OuterTerms, RoundTerms
+from manyhands.engine.settings import Logging
 from manyhands.node.workers.client_worker import ClientWorker, _work
 from manyhands.node.workers.prepare_worker import prepare
 from manyhands.plan.descriptor import Material, Parameter, RunDescriptor
@@ -20,13 +21,16 @@ from manyhands.plan.schema import Plan
 
 
 class NoChannel:
-    """Nobody listens, and nothing is abandoned."""
+    """Nothing is abandoned; what the worker says of itself is kept."""
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
 
     def abandoned(self, _assignment: str) -> bool:
         return False
 
-    def notify(self, **_notice: Any) -> None:
-        pass
+    def notify(self, **notice: Any) -> None:
+        self.said.append(notice)
 
 
 @pytest.fixture
@@ -52,18 +56,24 @@ def made(tmp_path: Path, tiny_gpt: dict[str, Any]) -> dict[str, Any]:
     return {"descriptor": descriptor, "directory": tmp_path, **found}
 
 
-def _started(made: dict[str, Any]) -> ClientWorker:
+def _started(made: dict[str, Any], **more: Any) -> ClientWorker:
     worker = ClientWorker(NoChannel())  # type: ignore[arg-type]
     threads = torch.get_num_threads()
     worker.open(
-        made["descriptor"].model_dump(mode="json"), str(made["directory"]), "cpu", 1, None, allowed_tasks=[]
+        made["descriptor"].model_dump(mode="json"),
+        str(made["directory"]),
+        "cpu",
+        1,
+        None,
+        allowed_tasks=[],
+        **more,
     )
     worker.load(made["first_snapshot"], 0, [made["fingerprint"]], [])
     torch.set_num_threads(threads)
     return worker
 
 
-def _assignment(identifier: str, round_number: int = 0) -> Any:
+def _assignment(identifier: str, round_number: int = 0, first_step: int = 0) -> Any:
     work = Work(
         assignment=Assignment(
             id=identifier,
@@ -78,7 +88,7 @@ def _assignment(identifier: str, round_number: int = 0) -> Any:
         terms=RoundTerms(
             round=round_number,
             fragment=0,
-            first_step=0,
+            first_step=first_step,
             learning_rates=(1e-3,) * 4,
             outer=OuterTerms(lr=0.7),
             deadline_ms=0,
@@ -130,3 +140,34 @@ def test_a_local_state_that_cannot_be_read_is_a_fresh_start(made: dict[str, Any]
     (tmp_path / "local.safetensors").write_bytes(b"broken")
     claims = _started(made).work(_assignment("0-1"), str(tmp_path / "0-1.safetensors"))
     assert claims["start"] == "fresh"
+
+
+def test_figures_of_the_training_go_where_they_were_asked_for(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms to the node, at steps of the run; all of it to Weights & Biases, in whose file they are at the end."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logging = Logging(optim_stats_steps=3, wandb_project="mine", wandb_group="run")
+    worker = _started(made, logging=logging.model_dump(mode="json"))
+    plain = _started(made).work(_assignment("0-0"), str(tmp_path / "plain.safetensors"))
+    (tmp_path / "local.safetensors").unlink()
+    for number in range(2):
+        path = tmp_path / f"{number}-{number}.safetensors"
+        claims = worker.work(_assignment(f"{number}-{number}", number, first_step=2 * number), str(path))
+        if number == 0:
+            assert claims["loss"] == plain["loss"], "looking changes nothing"
+    channel: Any = worker._channel
+    (stats,) = [notice["event"] for notice in channel.said if "event" in notice]
+    assert (stats["kind"], stats["step"]) == ("optimizer_stats", 3)
+    assert stats["tensors"]["transformer.wte.weight"].keys() == {
+        "weight",
+        "gradient",
+        "exp_avg",
+        "exp_avg_sq",
+    }
+    worker.finish()
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    written = file.read_bytes()
+    for word in (b"training/loss", b"optimizer/gradient/transformer.wte.weight", b"mine"):
+        assert word in written

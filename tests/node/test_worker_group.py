@@ -154,7 +154,7 @@ def test_a_task_without_a_model_has_nothing_to_share(house: Any, dummy_plan: dic
 
 
 SHAPES = [
-    pytest.param({}, ("--data-parallelism", "2"), (2, 1), id="ddp"),
+    pytest.param({}, ("--data-parallelism", "2", "--optim-stats-steps", "2"), (2, 1), id="ddp"),
     pytest.param(GRADIENT, ("--data-parallelism", "2", "--micro-batch-size", "1"), (2, 1), id="gradient"),
     pytest.param(LLAMA, ("--tensor-parallelism", "2"), (1, 2), id="tensor", marks=pytest.mark.slow),
 ]
@@ -176,6 +176,9 @@ def test_several_processes_do_what_one_does(
     assert house.counted(client) == [0, 1, 2]
     claims = claims_of(house)
     assert {(c["data_parallelism"], c["tensor_parallelism"]) for c in claims} == {shape}
+
+    steps = [event["step"] for event in client.said("optimizer_stats")]
+    assert steps == (list(range(2, 3 * 4 + 1, 2)) if "--optim-stats-steps" in options else [])
 
     alone = simulate(load_plan(house.plan_file), clients=1)
     assert [c["loss"] for c in claims] == pytest.approx([r.loss for r in alone.rounds], rel=1e-5)

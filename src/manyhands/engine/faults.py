@@ -9,7 +9,7 @@ import torch
 
 from manyhands.engine.checkpoint import check_plan_of, checkpoints, find_checkpoint
 from manyhands.engine.settings import EngineSettings
-from manyhands.engine.world import Place, is_lost
+from manyhands.engine.world import Place, data_size_of, is_lost
 from manyhands.errors import PlanError, RankLost, Refused, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
@@ -35,7 +35,7 @@ def check_trainable(
                 f"{setting} is {value}: it ties clients to each other, and one machine alone has nobody to be tied "
                 f"to; set {setting}={off} here, or run the plan with a server"
             )
-    data_size = max(1, place.world_size // settings.parallel.tensor_parallelism)
+    data_size = data_size_of(place.world_size, settings.parallel)
     if plan.local.batch_size % data_size:
         raise PlanError(
             f"local.batch_size={plan.local.batch_size} cannot be divided among {data_size} processes: choose "

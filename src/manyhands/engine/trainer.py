@@ -23,8 +23,10 @@ import torch
 
 from manyhands.coordination.types import Assignment, RoundTerms
 from manyhands.data.ranges import indices_of
+from manyhands.engine.checkpoint import Training
 from manyhands.engine.optimizer import build_optimizer, restore_state, state_of
 from manyhands.engine.parallel import parallelize
+from manyhands.engine.report import optimizer_stats
 from manyhands.engine.settings import EngineSettings, Execution, Parallel, Precision
 from manyhands.engine.sharding import like, whole
 from manyhands.engine.step import Steering, Step, training_step
@@ -54,8 +56,9 @@ class EngineTrainer:
 
     `abandoned` is asked between micro-batches and makes the work end in updates.types.Abandoned, on all ranks.
     `micro_batch_size` splits a rank's samples of a step where they do not fit into memory at once (None: all at
-    once); each replica's share of a step is as even as it can be. `on_progress` is rank 0's. Raises PlanError where
-    the model or the steps cannot be divided among the ranks.
+    once); each replica's share of a step is as even as it can be. `on_progress` is rank 0's, and so is `on_stats`,
+    which hears of the norms of tensors after every `stats_every`-th step of the run (0: never). Raises PlanError
+    where the model or the steps cannot be divided among the ranks.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class EngineTrainer:
         micro_batch_size: int | None = None,
         abandoned: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Progress], None] | None = None,
+        stats_every: int = 0,
+        on_stats: Callable[[int, dict[str, dict[str, float]]], None] = lambda _step, _stats: None,
     ) -> None:
         self.task = task
         self.plan = plan
@@ -77,6 +82,7 @@ class EngineTrainer:
         self.micro_batch_size = micro_batch_size
         self.abandoned = abandoned
         self.on_progress = on_progress if world.leads else None
+        self.stats_every, self.on_stats = stats_every, on_stats
         if plan.local.batch_size < world.data_size:
             raise PlanError(
                 f"local.batch_size={plan.local.batch_size} of this run cannot be divided among {world.data_size} "
@@ -130,11 +136,19 @@ class EngineTrainer:
                 abandoned=self._all_abandon(),
             )
             watch.saw(step, assignment.batch_size)
+            self._tell_stats(terms.first_step + i + 1)
         self.model.zero_grad(set_to_none=True)
         return watch.trained(
             {name: _on_cpu(parameter) for name, parameter in self._trainable().items()},
             state_of(self.optimizer, self.model),
         )
+
+    def _tell_stats(self, step: int) -> None:
+        if self.stats_every == 0 or step % self.stats_every:
+            return
+        stats = optimizer_stats(Training(model=self.model, optimizer=self.optimizer, world=self.world))
+        if self.world.leads:
+            self.on_stats(step, stats)
 
     def gradient(self, weights: Tensors, assignment: Assignment) -> Trained:
         """The mean gradient over all the assignment's samples, steps of batch_size being its micro-batches."""

@@ -271,7 +271,7 @@ def enter_world(
 
     timeout_s: how long one of them waits for the others at a step.
     """
-    data_size = _data_size(place.world_size, settings)
+    data_size = data_size_of(place.world_size, settings)
     if place.world_size == 1:
         yield World(device=device)
         return
@@ -313,7 +313,8 @@ def _store_of_launcher(place: Place) -> Store:
     return PrefixStore("default_pg", store)
 
 
-def _data_size(size: int, settings: Parallel) -> int:
+def data_size_of(size: int, settings: Parallel) -> int:
+    """Into how many parts so many processes divide a step's samples. Raises PlanError where the sizes do not fit."""
     tensor_size = settings.tensor_parallelism
     if size % tensor_size:
         raise PlanError(

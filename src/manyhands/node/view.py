@@ -190,6 +190,8 @@ class ClientEvent(TypedDict, total=False):
     total_rounds: int
     steps_done: int
     steps: int
+    step: int  # of the run, with `tensors`
+    tensors: dict[str, dict[str, float]]  # optimizer_stats: norms, by parameter and of what
     loss: float | None
     tokens_per_s: float | None
     bytes_up: int

@@ -185,12 +185,19 @@ class ClientNode:
             await self.files.fetch_material(self.connection, name, material.blob, material.size_bytes)
         self.contributor = Contributor(self)
         self.worker = ClientWorker(
-            self.descriptor, self.files, self.options, self._progress, self._worker_died
+            self.descriptor, self.files, self.options, self._progress, self._worker_says, self._worker_died
         )
         await self.worker.start()
 
     def _worker_died(self, words: str) -> None:
         self.tell("worker_died", f"{words}\nstarting it again", level="warning")
+
+    def _worker_says(self, event: dict[str, Any]) -> None:
+        """Of its loggers, or norms of its tensors."""
+        if event["kind"] == "warning":
+            self.tell("warning", event["text"], level="warning")
+        else:
+            self.tell(event["kind"], step=event["step"], tensors=event["tensors"])
 
     def _progress(self, facts: dict[str, object]) -> None:
         """From the worker, several times a second at most."""

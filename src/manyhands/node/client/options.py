@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from manyhands.engine.settings import Logging
 from manyhands.identity.keys import Identity
 from manyhands.node.view import ClientEvent
 from manyhands.node.worker_group import RANK_TIMEOUT_S
@@ -19,7 +20,7 @@ class ClientOptions:
     """`data_parallelism` replicas of the model, each divided among `tensor_parallelism` devices, share the work, with
     a process for each device; `threads` are those of one process. `worker_silence_s`: after so long without a sign of
     life a worker process is killed and started again. `rank_timeout_s`: so long its processes wait for each other in
-    the middle of a piece of work."""
+    the middle of a piece of work. `logging`: where figures of its training go beside its events."""
 
     server_addr: str
     run_id: str
@@ -32,6 +33,7 @@ class ClientOptions:
     micro_batch_size: int | None = None
     data_parallelism: int = 1
     tensor_parallelism: int = 1
+    logging: Logging = field(default_factory=Logging)
     write_gradients_dir: Path | None = None
     allowed_tasks: tuple[str, ...] = ()
     patient: bool = False

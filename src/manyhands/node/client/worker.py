@@ -9,6 +9,7 @@ nothing else. Calls may overlap; a death is one death for all of them, and whoev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +20,8 @@ from pydantic import TypeAdapter
 
 from manyhands.coordination.effects import Closed, Work
 from manyhands.coordination.types import Claims, Closing, Held, Snapshot
-from manyhands.errors import PlanError, WorkerError
+from manyhands.engine.settings import Logging
+from manyhands.errors import ManyhandsError, PlanError, WorkerError
 from manyhands.node.client.files import ClientFiles
 from manyhands.node.client.options import ClientOptions
 from manyhands.node.worker_group import WorkerGroup
@@ -27,6 +29,8 @@ from manyhands.plan.descriptor import RunDescriptor
 
 RESTARTS = 5
 RESTART_WINDOW_S = 600.0
+FINISH_S = 40.0
+"""What loggers may take to write what they have, at the end; they know a limit of their own."""
 REMEMBERED_CLOSINGS = 8
 """Enough to settle what a saved local state has pending: it is of one of the last rounds, or of no use."""
 
@@ -49,12 +53,13 @@ class ClientWorker:
         files: ClientFiles,
         options: ClientOptions,
         on_progress: Callable[[dict[str, object]], None],
+        on_event: Callable[[dict[str, Any]], None],
         on_death: Callable[[str], None],
     ) -> None:
         self._descriptor = descriptor
         self._files = files
         self._options = options
-        self._on_progress = on_progress
+        self._on_progress, self._on_event = on_progress, on_event
         self._on_death = on_death
         self._starting = asyncio.Lock()
         self._group: WorkerGroup | None = None
@@ -72,8 +77,14 @@ class ClientWorker:
         await self._living()
 
     async def stop(self) -> None:
-        if self._group is not None:
-            await self._group.stop()
+        """End it, once its loggers have written what they have."""
+        if self._group is None:
+            return
+        if self._options.logging.wandb_project is not None:
+            with contextlib.suppress(TimeoutError, ManyhandsError):
+                async with asyncio.timeout(FINISH_S):
+                    await self._group.call("finish")
+        await self._group.stop()
 
     def abandon(self, assignment: str) -> None:
         if self._group is not None:
@@ -117,6 +128,8 @@ class ClientWorker:
     def _notice(self, notice: dict[str, Any]) -> None:
         if "progress" in notice:
             self._on_progress(notice["progress"])
+        if "event" in notice:
+            self._on_event(notice["event"])
 
     async def _close(self, closed: Closed, paths: list[Path]) -> Held:
         body = _closed.dump_python(closed, mode="json")
@@ -197,6 +210,11 @@ class ClientWorker:
                 f"the run's task is 'dummy', which has no model that {size} processes could share: leave out "
                 "--data-parallelism and --tensor-parallelism"
             )
+        if dummy and options.logging != Logging():
+            raise PlanError(
+                "the run's task is 'dummy', which trains nothing that could be reported: leave out "
+                "--optim-stats-steps and --wandb-project"
+            )
         group = await WorkerGroup.start(
             f"manyhands.node.workers.{'dummy' if dummy else 'client'}_worker",
             size,
@@ -226,6 +244,7 @@ class ClientWorker:
             tensor_parallelism=self._options.tensor_parallelism,
             meeting=str(group.meeting),
             rank_timeout_s=self._options.rank_timeout_s,
+            logging=self._options.logging.model_dump(mode="json"),
             dummy_delay_s=self._options.dummy_delay_s,
             allowed_tasks=list(self._options.allowed_tasks),
         )

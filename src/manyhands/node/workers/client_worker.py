@@ -20,8 +20,10 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from manyhands.coordination.effects import Work
 from manyhands.coordination.types import Claims
 from manyhands.engine.device import share_threads
+from manyhands.engine.events import Event, Events
 from manyhands.engine.faults import in_words
-from manyhands.engine.settings import Parallel
+from manyhands.engine.loggers import logging_to
+from manyhands.engine.settings import Logging, Parallel
 from manyhands.engine.trainer import EngineTrainer, Progress
 from manyhands.engine.world import Place, World, device_of, enter_world
 from manyhands.errors import StorageError
@@ -47,8 +49,8 @@ class ClientWorker(ParticipantWorker):
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
-        self._others = ExitStack()
-        self._working_on = ""
+        self._others, self._loggers = ExitStack(), ExitStack()
+        self._working_on: Work | None = None
         self._started = 0.0
         self._told = 0.0
 
@@ -65,6 +67,7 @@ class ClientWorker(ParticipantWorker):
         tensor_parallelism: int = 1,
         meeting: str = "",
         rank_timeout_s: float = RANK_TIMEOUT_S,
+        logging: dict[str, Any] | None = None,
         **_: Any,
     ) -> dict[str, Any]:
         """Open the task, meet the other ranks in the file `meeting`, and build the model."""
@@ -87,13 +90,19 @@ class ClientWorker(ParticipantWorker):
         self._world = self._others.enter_context(enter_world(place, chosen, sizes, timeout_s=rank_timeout_s))
         plan = self._run.plan
         task = family_of(plan, allowed=allowed_tasks).open(plan, self._directory / "materials")
+        figures = Logging.model_validate(logging or {})
+        if self._world.leads:
+            self._events = self._loggers.enter_context(Events(None, [self._tell_node]))
+            self._loggers.enter_context(logging_to(self._events, figures, plan, self._directory))
         self._trainer = EngineTrainer(
             task,
             plan,
             self._world,
             micro_batch_size=micro_batch_size,
-            abandoned=lambda: self._channel.abandoned(self._working_on),
+            abandoned=self._abandoned,
             on_progress=self._progress,
+            stats_every=figures.optim_stats_steps,
+            on_stats=lambda step, tensors: self._events.emit("optimizer_stats", step=step, tensors=tensors),
         )
         return {"pid": os.getpid(), "threads": used, "device": str(chosen)}
 
@@ -119,7 +128,7 @@ class ClientWorker(ParticipantWorker):
     def work(self, work: dict[str, Any], path: str, **_: Any) -> Any:
         """Do an assignment, as all ranks do together; rank 0 gives its claims, or None if it was abandoned."""
         todo = _work.validate_python(work)
-        self._working_on, self._started = todo.assignment.id, time.monotonic()
+        self._working_on, self._started = todo, time.monotonic()
         try:
             return self._lead(todo, Path(path)) if self._world.leads else self._assist(todo)
         except Abandoned:
@@ -179,8 +188,28 @@ class ClientWorker(ParticipantWorker):
     def _claims_file(self) -> Path:
         return self._directory / "claims.json"
 
+    def _abandoned(self) -> bool:
+        return self._working_on is not None and self._channel.abandoned(self._working_on.assignment.id)
+
+    def finish(self) -> None:
+        """Let the loggers write what they have: this process ends without a word."""
+        self._loggers.close()
+
+    def _tell_node(self, event: Event) -> None:
+        if event["kind"] in ("optimizer_stats", "warning"):
+            self._channel.notify(event=event)
+
     def _progress(self, progress: Progress) -> None:
         now = time.monotonic()
+        assert self._working_on is not None, "progress of no work"
+        terms = self._working_on.terms
+        self._events.emit(
+            "step",
+            step=terms.first_step + progress.step,
+            loss=progress.loss,
+            learning_rate=terms.learning_rates[min(progress.step, len(terms.learning_rates)) - 1],
+            tokens_per_s=progress.tokens / max(now - self._started, 1e-6),
+        )
         if now - self._told < PROGRESS_EVERY_S and progress.step < progress.steps:
             return
         self._told = now

@@ -14,7 +14,7 @@ from manyhands.node.workers.channel import Channel
 from manyhands.plan.descriptor import RunDescriptor
 from manyhands.updates.participant import Participant
 
-OPERATIONS = ("open", "load", "work", "close", "check", "snapshot")
+OPERATIONS = ("open", "load", "work", "close", "check", "snapshot", "finish")
 
 _closed = TypeAdapter(Closed)
 _closings = TypeAdapter(tuple[Closing, ...])
@@ -56,6 +56,9 @@ class ParticipantWorker:
         except UpdateError as error:
             return str(error)
         return ""
+
+    def finish(self) -> None:
+        """The node will end this process next."""
 
     def snapshot(self, path: str) -> Held:
         return self._loaded().save_public(Path(path))

@@ -19,7 +19,6 @@ LOGS = ("tui", "tui-and-console", "console", "json", "none")
 
 _NO_P2P = "updates travel through the server, so there is no peer-to-peer endpoint to bind"
 _NO_EVALUATION = "the server evaluates snapshots, on the run's validation data"
-_NO_WANDB = "metrics are not uploaded; --logs json and --write-log give them as JSON lines"
 _NO_CHECKPOINT = (
     "clients keep no checkpoints of their own; the server writes the run's, and names the latest in "
     "`manyhands server status`"
@@ -36,13 +35,9 @@ NOT_YET: dict[str, str] = {
     "checkpoint_dir": _NO_CHECKPOINT,
     "hub_repo": _NO_CHECKPOINT,
     "keep_steps": _NO_CHECKPOINT,
-    "optim_stats_steps": "norms of single tensors are not recorded",
-    "wandb_project": _NO_WANDB,
-    "wandb_run": _NO_WANDB,
-    "wandb_group": _NO_WANDB,
-    "wandb_entity": _NO_WANDB,
 }
 
+FIGURES = ("optim_stats_steps", "wandb_project", "wandb_run", "wandb_group", "wandb_entity")
 
 _Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 _PATH = click.Path(path_type=Path)
@@ -143,6 +138,30 @@ def _conduct() -> list[_Option]:
     ]
 
 
+def _figures() -> list[_Option]:
+    """Where figures of its training go beside --logs and --write-log."""
+    return [
+        click.option(
+            "--optim-stats-steps",
+            metavar="N",
+            type=_COUNT,
+            help="An event with the norms of every tensor, its gradient and its optimizer state so often.",
+        ),
+        click.option(
+            "--wandb-project",
+            metavar="NAME",
+            help="Report to this project of Weights & Biases (extra: wandb).",
+        ),
+        click.option(
+            "--wandb-run", metavar="NAME", help="The run's name there.  [default: your key's first digits]"
+        ),
+        click.option(
+            "--wandb-group", metavar="NAME", help="Its group there, such as the run that you take part in."
+        ),
+        click.option("--wandb-entity", metavar="NAME", help="The user or team that owns the project."),
+    ]
+
+
 def _parallelism() -> list[_Option]:
     """How several processes share the work."""
     return [
@@ -178,7 +197,9 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     later: list[_Option] = [
         click.option("--" + name.replace("_", "-"), name, metavar="...", hidden=True) for name in NOT_YET
     ]
-    for option in reversed([*_who_and_where(), *_devices(), *_conduct(), *_parallelism(), *later]):
+    for option in reversed(
+        [*_who_and_where(), *_devices(), *_conduct(), *_figures(), *_parallelism(), *later]
+    ):
         function = option(function)
     return function
 
@@ -202,11 +223,15 @@ def _take_part(context: click.Context, **given: Any) -> None:
     _refuse_what_is_missing(context, given)
     shown = _shown(given["logs"], given["tui"])
 
+    from manyhands.engine.settings import Logging
     from manyhands.identity import keys
     from manyhands.node.client import ClientOptions, join
     from manyhands.ui.live import ClientScreen, choose_logs
     from manyhands.ui.logs import EventFile, log_to_standard_error
 
+    logging = Logging.parse(
+        {name: given[name] for name in FIGURES if given[name] is not None}, where="client train"
+    )
     key_path = given["identity_secret_key_path"]
     identity = keys.ephemeral() if key_path is None else keys.load(key_path)
     logs = choose_logs(shown)
@@ -235,6 +260,7 @@ def _take_part(context: click.Context, **given: Any) -> None:
                 allowed_tasks=given["allowed"],
                 patient=given["patient"],
                 on_event=on_event,
+                logging=logging,
                 dummy_delay_s=given["dummy_training_delay_secs"],
             )
         )
