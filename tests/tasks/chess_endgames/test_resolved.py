@@ -95,6 +95,25 @@ def test_what_cannot_be_read_or_kept_is_named(few_tables, tmp_path):
             Resolved(few_tables, tmp_path / "shut").values("KQ", "K")
 
 
+def test_a_file_of_another_ending_is_named(few_tables, syzygy, tmp_path):
+    shutil.copyfile(syzygy / "KRvK.rtbz", few_tables / "KQvK.rtbz")
+    with pytest.raises(DataError, match=r"KQvK\.rtbz is broken.*it lists other pieces than its name"):
+        Resolved(few_tables, tmp_path / "cache").distances("KQ", "K")
+
+
+def test_files_that_contradict_each_other_are_named(few_tables, tmp_path):
+    """Values of a file made here, which says that White always draws and Black always wins."""
+    path = few_tables / "KPvK.rtbw"
+    pieces = bytes([0x00, 0x11, 0x66, 0xEE])  # order, then P K k, alike for both sides
+    one_value_each = bytes([0x80, 2, 0x80, 4])
+    path.write_bytes(path.read_bytes()[:5] + 4 * pieces + b"\0" + 4 * one_value_each)
+    resolved = Resolved(few_tables, tmp_path / "cache")
+    assert set(np.unique(resolved.values("K", "KP"))) == {UNREACHABLE, 2}
+    with pytest.raises(DataError, match=r"KPvK\.rtbz contradicts the \.rtbw files beside it"):
+        resolved.distances("KP", "K")
+    assert not list((tmp_path / "cache").glob("*distances*.npy"))
+
+
 def test_a_torn_array_is_named(few_tables, tmp_path):
     cache = tmp_path / "cache"
     Resolved(few_tables, cache).values("KQ", "K")

@@ -11,7 +11,7 @@ import pytest
 
 from manyhands.errors import DataError
 from manyhands.tasks.chess_endgames.boards import from_fen, to_fen
-from manyhands.tasks.chess_endgames.pieces import parse
+from manyhands.tasks.chess_endgames.pieces import needed_tables, parse
 from manyhands.tasks.chess_endgames.record import Record
 from manyhands.tasks.chess_endgames.resolved import MOST_MEN, Resolved
 from manyhands.tasks.chess_endgames.retrograde import Solved
@@ -147,6 +147,13 @@ def test_what_has_no_truth_is_refused(tmp_path, syzygy):
     ]:
         with pytest.raises(DataError, match=says):
             without.label(*from_fen([fen]))
+
+
+def test_many_men_are_said_to_be_slow(tmp_path, caplog):
+    for name in needed_tables(parse("KPPkp").endings[0]):
+        (tmp_path / name).touch()
+    open_source("KPPkp", tmp_path)
+    assert "KPPvKP has 5 men: its positions are probed one by one" in caplog.text
 
 
 def test_probing_refuses_alike(one_by_one):

@@ -82,10 +82,15 @@ class Resolved:
         paths = [self._cache / f"{own}-{other}-distances-{hashed}.npy" for own, other in pieces.sides]
         with _made_once(paths[0]):
             if not all(path.exists() for path in paths):
-                table = read_table(self._tables / f"{pieces.table}.rtbz")
-                for path, found in zip(
-                    paths, resolve_distances(pieces.sides, table, self.values), strict=True
-                ):
+                source = self._tables / f"{pieces.table}.rtbz"
+                try:
+                    made = resolve_distances(pieces.sides, read_table(source), self.values)
+                except (IndexError, ValueError) as error:
+                    raise DataError(
+                        f"the Syzygy table {source} contradicts the .rtbw files beside it ({error}): one of them is "
+                        "broken or of another ending; fetch them again."
+                    ) from None
+                for path, found in zip(paths, made, strict=True):
                     _keep(path, found)
         return [_mapped(path) for path in paths]
 

@@ -71,7 +71,7 @@ def resolve_distances(
     sides: tuple[tuple[str, str], ...], table: Table, values_of: ValuesOf
 ) -> tuple[Distances, ...]:
     """int16, flat, of each side of an ending: first what the file stores for it, then what one ply of search finds
-    in what it stores for the other side."""
+    in what it stores for the other side. Raises ValueError or IndexError for a file that contradicts the values."""
     pawns = "P" in sides[0][0] + sides[0][1]
     arrays = []
     for own, other in sides:
@@ -132,6 +132,8 @@ def _searched_distances(men: Men, values_of: ValuesOf, answers: Distances) -> In
             moved = (origin[rows] ^ to[rows]) << shift  # turning the board changes both squares alike
             reply = answers[start[rows] ^ moved].astype(np.int64)
             best[rows] = np.minimum(best[rows], _distance_before(reply, wdl[rows], best[rows]))
+    if (best == -_UNKNOWN).any():
+        raise ValueError("a won position has no move that wins")
     best[_mated(men, best)] = MATED
     return best
 

@@ -111,6 +111,8 @@ class _Reader:
         self.distances = distances
         first, second = name.split("v")
         self.men = len(first) + len(second)
+        lettered = [(letter, 1) for letter in first] + [(letter, 9) for letter in second]
+        self.codes = sorted("PNBRQK".index(letter) + lowest for letter, lowest in lettered)
         self.pawns = (first.count("P"), second.count("P"))
         self.sides = 1 if distances or first == second else 2
 
@@ -144,6 +146,8 @@ class _Reader:
         orders = 2 if pawns[1] else 1
         head = self._uint8s(orders + self.men)
         halves = [head & 15, head >> 4][: self.sides]
+        if any(sorted(half[orders:].tolist()) != self.codes for half in halves):
+            raise ValueError("it lists other pieces than its name")
         return [
             numbering(
                 tuple(half[orders:].tolist()),

@@ -9,6 +9,7 @@ in whatever batches.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,9 @@ __all__ = [
     "place",
     "to_fen",
 ]
+
+
+log = logging.getLogger(__name__)
 
 
 class Truth:
@@ -138,6 +142,15 @@ def open_source(pieces: str, syzygy: Path | None) -> PositionSource:
         check_tables(specification.endings, syzygy)
     else:
         _check_solvable(specification)
+    for one in specification.endings:
+        if one.men > MOST_MEN:
+            log.warning(
+                "%s has %d men: its positions are probed one by one (hundreds a second for each process); up to %d "
+                "men are looked up in decoded tables, which is hundreds of times faster",
+                one.table,
+                one.men,
+                MOST_MEN,
+            )
     return PositionSource(specification=specification, truth=open_truth(syzygy))
 
 
