@@ -22,10 +22,11 @@ from manyhands.data.permutation import permute
 from manyhands.data.shards.manifest import MANIFEST, read_manifest
 from manyhands.data.shards.merge import merge
 from manyhands.engine.loading import step_indices
+from manyhands.engine.run import train
 from manyhands.engine.world import World
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.grids import GeneratedGrids, GridsTask, PixelModel
-from manyhands.plan.schema import Data, Plan
+from manyhands.plan.schema import Data, Evaluation, LocalWork, Plan, Rounds
 from manyhands.plan.tables import Table, TabularTask
 from manyhands.plan.tasks import CustomTask, DummyTask
 from manyhands.tasks.packing import pack
@@ -169,6 +170,17 @@ def test_broken_shards_stop_or_are_left_out_and_counted(tmp_path: Path, table_sh
     left = opened(skipping, tmp_path / "skip")
     assert left.samples() == task.samples() - 64
     assert len(left.batch(np.arange(left.samples()))["features"]) == left.samples()
+    events: list[dict[str, Any]] = []
+    short = skipping.model_copy(
+        update={
+            "local": LocalWork(steps=2, batch_size=8),
+            "rounds": Rounds(total=1),
+            "evaluation": Evaluation(max_batches=1),
+        }
+    )
+    train(short, tmp_path / "run", on_event=events.append)
+    (warning,) = [event["text"] for event in events if event["kind"] == "warning"]
+    assert f"1 broken shards in {directory} are left out: training-00001.parquet" in warning
     record = (tmp_path / "skip" / "shards.json").read_text()
     assert '"count": 1' in record
     assert '"file": "training-00001.parquet"' in record

@@ -46,7 +46,7 @@ from manyhands.errors import Interrupted, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.storage.lock import take_lock
-from manyhands.tasks.protocol import Batch, Task
+from manyhands.tasks.protocol import Batch, Task, Warns
 from manyhands.tasks.registry import family_of
 
 
@@ -167,6 +167,8 @@ class _Run:
                 prepare(family, self.plan, materials)
             self.world.wait_for_leader()
         self.task: Task = family.open(self.plan, materials)
+        for text in self.task.warnings if isinstance(self.task, Warns) else ():
+            self.emit("warning", text=text)
         first_weights = materials / done.read_text(encoding="utf-8").strip()
         self.world.check_alike("materials", (self.task.samples(), hash_of(first_weights)))
         model = self.task.build_model()

@@ -161,6 +161,13 @@ class OrdersSamples(Protocol):
 
 
 @runtime_checkable
+class Warns(Protocol):
+    """What a Task may do too: say what a person should know of its data, before it is trained on."""
+
+    warnings: tuple[str, ...]
+
+
+@runtime_checkable
 class KeepsDataApart(Protocol):
     """What a TaskFamily may do too, so that shards of its samples need neither all of its materials nor one model.
 

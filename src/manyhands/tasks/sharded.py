@@ -117,14 +117,14 @@ class ShardedFamily:
             shards = _opened(record)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"material {materials / RECORD}: {error!r}; prepare the task again") from error
-        return ShardedTask(self._family.open(plan, materials), shards)
+        return ShardedTask(self._family.open(plan, materials), shards, _warnings(record))
 
 
 class ShardedTask:
-    """Implements tasks.protocol.Task and OrdersSamples."""
+    """Implements tasks.protocol.Task, OrdersSamples and Warns."""
 
-    def __init__(self, task: Task, shards: Shards) -> None:
-        self._task, self.shards = task, shards
+    def __init__(self, task: Task, shards: Shards, warnings: tuple[str, ...] = ()) -> None:
+        self._task, self.shards, self.warnings = task, shards, warnings
         self.unit, self.evaluation_sets = task.unit, task.evaluation_sets
 
     def samples(self, split: str = TRAINING) -> int:
@@ -167,6 +167,19 @@ def _opened(record: Mapping[str, Any]) -> Shards:
             "a new training"
         )
     return Shards.open(directory, left_out)
+
+
+def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was left out, once and in a sentence."""
+    broken = record["broken"]
+    if not broken["count"]:
+        return ()
+    files = list(dict.fromkeys(fault["file"] for fault in broken["named"]))
+    return (
+        f"{broken['count']} broken shards in {record['directory']} are left out: {', '.join(files[:5])}"
+        + (", ..." if len(files) > 5 else "")
+        + f"; {RECORD} among the materials names them all",
+    )
 
 
 def _take(source: Path, target: Path, sha256: str) -> None:
