@@ -119,8 +119,8 @@ class Task(Protocol):
 class Saved:
     """A model by itself, read from what `Task.save_pretrained` wrote, and how it is called where there is no task.
 
-    `model`: in evaluation mode, fp32, on the CPU. `call`: what a graph is made of, forward(**inputs) -> one tensor, or
-    a tuple of them; often the model itself. `inputs`: an example. `axes`: by input, its dimensions that may have
+    `model`: in evaluation mode, fp32, on the CPU. `call`: what a graph is made of, forward(**inputs) -> one tensor,
+    or a tuple of them; often the model itself. `inputs`: an example. `axes`: by input, its dimensions that may have
     another size, and their names.
     """
 
