@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import chess
@@ -120,6 +122,18 @@ def test_three_men_need_no_tables():
 
 def outcomes_best(record: Record) -> np.ndarray:
     return np.where(record["outcomes"] == 255, 0, record["outcomes"]).max(axis=1)
+
+
+def test_torch_and_chess_are_not_loaded():
+    """So that processes that make shards start soon, and three men need no extra."""
+    code = (
+        "import sys, numpy; from manyhands.tasks.chess_endgames.truth import open_source; "
+        "open_source('KRk', None).make(numpy.arange(9), 0); print({'torch', 'chess'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "set()"
 
 
 def test_three_men_are_the_same_with_and_without_tables(arrays):
