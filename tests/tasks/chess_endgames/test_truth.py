@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,15 @@ def test_what_has_no_truth_is_refused(tmp_path, syzygy):
     ]:
         with pytest.raises(DataError, match=says):
             without.label(*from_fen([fen]))
+
+
+def test_the_files_that_are_asked_for_are_enough(syzygy, tmp_path, arrays):
+    for name in needed_tables(parse("KPkp").endings[0]):
+        shutil.copyfile(syzygy / name, tmp_path / name)
+    source = PositionSource(specification=parse("KPkp"), truth=Truth(Solved(), 0, tmp_path))
+    probed = source.make(np.arange(150), seed=8)
+    looked_up = PositionSource(specification=parse("KPkp"), truth=arrays).make(np.arange(150), seed=8)
+    assert all((probed[name] == looked_up[name]).all() for name in probed)
 
 
 def test_many_men_are_said_to_be_slow(tmp_path, caplog):
