@@ -92,8 +92,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def _hidden_matrices(model: torch.nn.Module) -> set[torch.nn.Parameter]:
-    """Matrices that are neither an embedding nor the output layer of one."""
+    """Matrices that are neither an embedding nor an output layer: that of a language model, or those that the model
+    names, by the last part of their names, in `not_hidden`.
+    """
     outside = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    named = getattr(model, "not_hidden", ())
+    outside |= {id(m.weight) for name, m in model.named_modules() if name.rpartition(".")[2] in named}
     output = getattr(model, "get_output_embeddings", lambda: None)()
     if output is not None:
         outside.add(id(output.weight))

@@ -133,6 +133,8 @@ class EndgameTransformer(nn.Module):
         "layers.*.mlp.down_proj": "rowwise",
     }
     """How tensor ranks divide it (engine/parallel.py)."""
+    not_hidden: ClassVar[tuple[str, ...]] = ("policy_head", "value_head", "moves_left_head", "offset_bias")
+    """Layers that Muon leaves to AdamW (engine/optimizer.py)."""
 
     def __init__(
         self,
@@ -155,7 +157,8 @@ class EndgameTransformer(nn.Module):
         self.last_norm = _NORMS[norm](width)
         self.policy_head = nn.Linear(width, TARGETS)
         self.value_hidden = nn.Linear((_PIECE_KINDS - 1) * width, 2 * width)
-        self.value_head = nn.Linear(2 * width, 4)  # three outcomes, and moves left
+        self.value_head = nn.Linear(2 * width, 3)
+        self.moves_left_head = nn.Linear(2 * width, 1)
         self._first_weights(residual_additions=2 * layers)
 
     def forward(self, squares: torch.Tensor, en_passant: torch.Tensor, moves: torch.Tensor) -> Outputs:
@@ -176,11 +179,10 @@ class EndgameTransformer(nn.Module):
             x_BTD = layer(x_BTD, offsets_BTT)
         x_BTD = self.last_norm(x_BTD)
         hidden = F.gelu(self.value_hidden(_by_piece(x_BTD, kinds_BT)))
-        value_and_left = self.value_head(hidden)
         return Outputs(
-            value=value_and_left[:, :3],
+            value=self.value_head(hidden),
             policy=_of_moves(self.policy_head(x_BTD), moves.long(), slots_B64, mirrored),
-            moves_left=value_and_left[:, 3],
+            moves_left=self.moves_left_head(hidden).squeeze(-1),
         )
 
     def _tokens(
