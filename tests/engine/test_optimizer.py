@@ -102,11 +102,14 @@ def test_weight_decay_is_decoupled_and_only_on_matrices() -> None:
 
 def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
     class Words(torch.nn.Module):
+        not_hidden = ("head",)
+
         def __init__(self) -> None:
             super().__init__()
             self.embedding = torch.nn.Embedding(5, 4)
             self.hidden = torch.nn.Linear(4, 4)
             self.output = torch.nn.Linear(4, 5, bias=False)
+            self.parts = torch.nn.ModuleDict({"head": torch.nn.Linear(4, 4)})
 
         def get_output_embeddings(self) -> torch.nn.Module:
             return self.output
@@ -116,6 +119,7 @@ def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
     optimizer = build_optimizer(settings, net)
     before = net.hidden.weight.detach().clone()
     net.output(net.hidden(net.embedding(torch.arange(5)))).square().sum().backward()
+    net.parts["head"](torch.ones(4)).sum().backward()
     optimizer.step()
     keys = {
         name.split("/", 1)[1]: name.split("/", 1)[0]
@@ -123,7 +127,8 @@ def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
         if "step" not in name
     }
     assert keys["hidden.weight"] == "momentum_buffer"
-    assert {keys[name] for name in ("embedding.weight", "hidden.bias", "output.weight")} == {"exp_avg_sq"}
+    others = ("embedding.weight", "hidden.bias", "parts.head.weight", "output.weight")
+    assert {keys[name] for name in others} == {"exp_avg_sq"}
     # An orthogonalized step of a 4 x 4 matrix, scaled by 0.2 * sqrt(4): all singular values near 0.4 times lr.
     moved = torch.linalg.svdvals((before - net.hidden.weight.detach()) / 0.02)
     assert 0.2 < float(moved.min()) <= float(moved.max()) < 0.6
