@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from manyhands.data.permutation import permute
-from manyhands.data.shards.claim import PREPARED, claim, give_up
+from manyhands.data.shards.claim import PREPARED, claimed
 from manyhands.data.shards.making import Making, Progress, RowMaker, WantedSet, row_jobs
 from manyhands.data.shards.manifest import (
     MAKING,
@@ -37,7 +37,6 @@ from manyhands.data.shards.verify import sha256_of
 from manyhands.data.shards.writer import Rows, arrow, columns_of
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.schema import Plan
-from manyhands.storage.lock import take_lock
 from manyhands.tasks.protocol import TRAINING, ChecksPlan, KeepsDataApart, Task, TaskFamily
 from manyhands.tasks.registry import family_of
 
@@ -89,32 +88,24 @@ def pack(
     wanted = {
         "task": plan.task.model_dump(mode="json"), "seed": plan.seed, "rows": rows, "shard_rows": shard_rows
     }  # fmt: skip
-    claim(directory, wanted)
     place = directory / MAKING
-    try:
-        with take_lock(
-            place, "Shards are being made there: wait for their end, or choose another directory."
-        ):
-            family = family_of(plan, allowed=allowed)
-            if isinstance(family, ChecksPlan):
-                family.check(plan)
-            first_weights, names = _prepared(family, plan, place)
-            task = family.open(plan, place / MATERIALS)
-            sizes = _wanted(task, plan.seed, rows, shard_rows)
-            making = Making(directory=directory, jobs=row_jobs(sizes))
-            making.find_done()
-            opens = TaskRows(plan=plan, materials=place / MATERIALS, allowed=tuple(allowed), wanted=sizes)
-            files = making.make(opens, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
-            sets = {
-                name: ShardSet(columns=size.columns, group_rows=size.group_rows, files=files[name])
-                for name, size in sizes.items()
-            }
-            manifest = _manifest(family, plan, directory, sets, first_weights, names, command)
-            write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
-    except BaseException:
-        give_up(directory)
-        raise
-    shutil.rmtree(place)
+    with claimed(directory, wanted):
+        family = family_of(plan, allowed=allowed)
+        if isinstance(family, ChecksPlan):
+            family.check(plan)
+        first_weights, names = _prepared(family, plan, place)
+        task = family.open(plan, place / MATERIALS)
+        sizes = _wanted(task, plan.seed, rows, shard_rows)
+        making = Making(directory=directory, jobs=row_jobs(sizes))
+        making.find_done()
+        opens = TaskRows(plan=plan, materials=place / MATERIALS, allowed=tuple(allowed), wanted=sizes)
+        files = making.make(opens, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
+        sets = {
+            name: ShardSet(columns=size.columns, group_rows=size.group_rows, files=files[name])
+            for name, size in sizes.items()
+        }
+        manifest = _manifest(family, plan, directory, sets, first_weights, names, command)
+        write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     return manifest
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,11 +19,10 @@ from typing import Final
 
 import numpy as np
 
-from manyhands.data.shards.claim import claim, give_up
+from manyhands.data.shards.claim import claimed
 from manyhands.data.shards.decoded import read_group
 from manyhands.data.shards.making import Making, Progress, WantedSet, put_shard
 from manyhands.data.shards.manifest import (
-    MAKING,
     MANIFEST,
     MATERIALS,
     SUFFIX,
@@ -43,7 +41,6 @@ from manyhands.data.shards.verify import sha256_of
 from manyhands.data.shards.writer import Rows, arrow
 from manyhands.errors import DataError
 from manyhands.plan.chess_endgames import ChessEndgamesTask
-from manyhands.storage.lock import take_lock
 from manyhands.tasks.chess_endgames.pieces import MOST_MEN, ending, parse
 from manyhands.tasks.chess_endgames.record import by_pieces
 from manyhands.tasks.chess_endgames.task import RECORD, is_held_out
@@ -71,25 +68,17 @@ def import_tpg(
     arrow()
     files = _files(sources)
     directory = directory.expanduser().resolve()
-    claim(directory, {"import": [{"file": str(file), "bytes": file.stat().st_size} for file in files]})
-    place = directory / MAKING
-    try:
-        with take_lock(
-            place, "Shards are being made there: wait for their end, or choose another directory."
-        ):
-            jobs = [
-                FileJob(name=f"{number:05}", rows=_records(file), source=file)
-                for number, file in enumerate(files)
-            ]
-            making = Making(directory=directory, jobs=jobs)
-            making.find_done()
-            made = making.make(_open, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
-            manifest = _manifest(directory, made, files, command)
-            write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
-    except BaseException:
-        give_up(directory)
-        raise
-    shutil.rmtree(place)
+    wanted = {"import": [{"file": str(file), "bytes": file.stat().st_size} for file in files]}
+    with claimed(directory, wanted):
+        jobs = [
+            FileJob(name=f"{number:05}", rows=_records(file), source=file)
+            for number, file in enumerate(files)
+        ]
+        making = Making(directory=directory, jobs=jobs)
+        making.find_done()
+        made = making.make(_open, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
+        manifest = _manifest(directory, made, files, command)
+        write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     return manifest
 
 

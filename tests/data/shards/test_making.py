@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manyhands.data.shards.claim import claim, give_up
 from manyhands.data.shards.making import (
     GROUP_BYTES,
     GROUP_ROWS,
@@ -81,7 +78,7 @@ def opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
 
 
 def begun(directory: Path) -> Making:
-    claim(directory, {"seed": 1})
+    (directory / MAKING).mkdir(parents=True, exist_ok=True)
     making = Making(directory=directory, jobs=row_jobs(WANTED))
     making.find_done()
     return making
@@ -141,38 +138,6 @@ def test_what_ends_a_process_is_told(
     assert not list((tmp_path / "shards" / MAKING).glob("*.partial"))
 
 
-def test_another_wish_is_refused_once_something_is_made(tmp_path: Path, opens: Callable[..., Any]) -> None:
-    directory = tmp_path / "shards"
-    claim(directory, {"task": {"pieces": "KPk"}})
-    claim(directory, {"task": {"pieces": "KPkp"}})  # nothing is made yet
-    assert json.loads((directory / MAKING / "wanted.json").read_text()) == {"task": {"pieces": "KPkp"}}
-    Making(directory=directory, jobs=row_jobs({"training": WANTED["validation"]})).make(opens(), processes=1)
-    claim(directory, {"task": {"pieces": "KPkp"}})
-    with pytest.raises(DataError, match=r"half made, with task\.pieces 'KPkp', and now it is 'KRk'"):
-        claim(directory, {"task": {"pieces": "KRk"}})
-
-
-def test_places_that_are_not_for_shards(tmp_path: Path, make_shards: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match="holds shards already"):
-        claim(make_shards(), {})
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").touch()
-    with pytest.raises(DataError, match=r"is not empty \(notes.txt\): choose a new directory"):
-        claim(tmp_path / "full", {})
-    with pytest.raises(StorageError, match=r"cannot write into .*: Not a directory; choose another"):
-        claim(tmp_path / "full" / "notes.txt" / "shards", {})
-
-
-def test_giving_up_leaves_nothing_that_was_not_made(tmp_path: Path) -> None:
-    claim(tmp_path / "a" / "b", {})
-    give_up(tmp_path / "a" / "b")
-    assert not (tmp_path / "a" / "b").exists()
-    claim(tmp_path / "c", {})
-    (tmp_path / "c" / MAKING / "done.jsonl").touch()
-    give_up(tmp_path / "c")
-    assert (tmp_path / "c" / MAKING).is_dir()
-
-
 @pytest.mark.parametrize("row_bytes", [1, 204, 520, 144_000, 10_000_000])
 def test_groups_and_shards_are_of_a_sensible_size(row_bytes: int) -> None:
     column = Column(name="a", dtype="uint8", shape=(row_bytes,))
@@ -185,12 +150,3 @@ def test_groups_and_shards_are_of_a_sensible_size(row_bytes: int) -> None:
     assert parts[0][:2] == ("training-00000.parquet", 0)
     assert parts[-1][2] == 1_000_000
     assert np.unique([stop - start for _, start, stop in parts[:-1]]).size <= 1
-
-
-def test_leftovers_of_the_last_step_are_taken_away(make_shards: Callable[..., Path]) -> None:
-    directory = make_shards()
-    (directory / MAKING).mkdir()
-    with pytest.raises(DataError, match="holds shards already"):
-        claim(directory, {})
-    assert not (directory / MAKING).exists()
-    shutil.rmtree(directory)

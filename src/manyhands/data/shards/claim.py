@@ -10,49 +10,56 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from manyhands.config import shown
 from manyhands.data.shards.manifest import MAKING, MANIFEST, differences, write_json
 from manyhands.errors import DataError, StorageError
+from manyhands.storage.lock import take_lock
 
 WANTED: Final = "wanted.json"
 RECORD: Final = "done.jsonl"
 PREPARED: Final = "prepared.json"
 
 
-def claim(directory: Path, wanted: Mapping[str, Any]) -> None:
-    """Take a directory for shards: a new one, an empty one, or one in which the same was begun, or nothing made yet.
+@contextmanager
+def claimed(directory: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
+    """Hold a directory while shards are made in it: a new one, an empty one, or one in which the same was begun, or
+    nothing made yet. When it ends well .making goes; else it stays, unless nothing was made.
 
     `wanted`: what is asked for, as plain data. Raises DataError for a directory that holds something else,
-    StorageError for one that cannot be written.
+    StorageError for one that cannot be written, Refused where another process makes shards.
     """
     _check_place(directory)
     place, values = directory / MAKING, json.loads(json.dumps(wanted))
-    file = place / WANTED
-    if file.is_file() and not _same_wish(values, file, directory):
-        shutil.rmtree(place)
-        place.mkdir()
-    if not file.is_file():
-        write_json(file, values)
-
-
-def give_up(directory: Path) -> None:
-    """Leave nothing of a claim behind, unless something was made."""
-    if not any((directory / MAKING / name).exists() for name in (RECORD, PREPARED)):
-        shutil.rmtree(directory / MAKING, ignore_errors=True)
-        with suppress(OSError):
-            directory.rmdir()
+    with take_lock(place, "Shards are being made there: wait for their end, or choose another directory."):
+        try:
+            if not _same_wish(values, place / WANTED, directory):
+                for left in place.iterdir():
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    elif left.name != "lock":
+                        left.unlink()
+                write_json(place / WANTED, values)
+            yield
+        except BaseException:
+            made = [file for name in (RECORD, PREPARED) if (file := place / name).exists()]
+            if not made and list(directory.iterdir()) == [place]:
+                shutil.rmtree(place, ignore_errors=True)
+                with suppress(OSError):
+                    directory.rmdir()
+            raise
+    shutil.rmtree(place)
 
 
 def _same_wish(values: Mapping[str, Any], file: Path, directory: Path) -> bool:
-    """Raises DataError for another wish, if some of the old one is made."""
+    """Whether this was begun. Raises DataError for another wish of which some is made."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:  # cut by a kill, so nothing is made
+    except (FileNotFoundError, ValueError):  # or cut by a kill, so nothing is made
         return False
     made = file.with_name(RECORD)
     for path, now, then in differences(values, before):

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from manyhands.config import shown
-from manyhands.data.shards.claim import claim
+from manyhands.data.shards.claim import claimed
 from manyhands.data.shards.manifest import (
-    MAKING,
     MANIFEST,
     MATERIALS,
     SUFFIX,
@@ -59,22 +58,20 @@ def merge(
     if len(opened) < 2:
         raise DataError("merge: give at least two different directories of shards")
     _check_alike(opened)
-    claim(directory, {"merge": [str(source.resolve()) for source in sources]})
-    for left in directory.glob(f"*{SUFFIX}"):
-        left.unlink()
-    sets = dict(_sets(opened, directory, on_progress))
-    first, manifest = next(iter(opened.items()))
-    if manifest.materials:
-        shutil.copytree(first / MATERIALS, directory / MATERIALS, dirs_exist_ok=True)
-    task = dict(manifest.task)
-    if "positions" in task:
-        task["positions"] = sets[TRAINING].rows
-    merged = manifest.model_copy(
-        update={"task": task, "sets": sets, "made": tuple(m for each in opened.values() for m in each.made)}
-    )
-    sync(directory)
-    write_json(directory / MANIFEST, merged.model_dump(mode="json"))
-    shutil.rmtree(directory / MAKING)
+    with claimed(directory, {"merge": [str(source.resolve()) for source in sources]}):
+        for left in directory.glob(f"*{SUFFIX}"):
+            left.unlink()
+        sets = dict(_sets(opened, directory, on_progress))
+        first, manifest = next(iter(opened.items()))
+        if manifest.materials:
+            shutil.copytree(first / MATERIALS, directory / MATERIALS, dirs_exist_ok=True)
+        task = dict(manifest.task)
+        if "positions" in task:
+            task["positions"] = sets[TRAINING].rows
+        made = tuple(entry for each in opened.values() for entry in each.made)
+        merged = manifest.model_copy(update={"task": task, "sets": sets, "made": made})
+        sync(directory)
+        write_json(directory / MANIFEST, merged.model_dump(mode="json"))
     return merged
 
 
