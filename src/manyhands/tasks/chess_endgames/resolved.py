@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 import threading
@@ -33,6 +34,9 @@ MOST_MEN = 4
 """Of endings that are resolved: five men would be 64 times the size."""
 _FORM = "1"
 """In the hash: changes with what the arrays hold."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Resolved:
@@ -74,6 +78,7 @@ class Resolved:
         with _made_once(path):
             if not path.exists():
                 table = read_table(self._tables / f"{pieces.table}.rtbw")
+                log.info("decoding the values of %s into %s, once", pieces.table, path)
                 _keep(path, resolve_values(own, other, table, self.values))
         return _mapped(path)
 
@@ -83,6 +88,7 @@ class Resolved:
         with _made_once(paths[0]):
             if not all(path.exists() for path in paths):
                 source = self._tables / f"{pieces.table}.rtbz"
+                log.info("decoding the distances of %s into %s, once", pieces.table, self._cache)
                 try:
                     made = resolve_distances(pieces.sides, read_table(source), self.values)
                 except (IndexError, ValueError) as error:

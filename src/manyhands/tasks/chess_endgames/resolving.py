@@ -1,7 +1,7 @@
 """From a decoded Syzygy file to the truth of every position of an ending (what the arrays hold: children.py).
 
 Every position is worked on with the mover's king on the squares that the board's symmetry leaves (files a to d with
-pawns, the triangle a1-d1-d4 without), and copied to its mirror images. One king's square is one chunk.
+pawns, the triangle a1-d1-d4 without), and copied to its mirror images.
 
 A move is legal where the position after it is: where the mover's king could be taken, the smaller ending's array says
 UNREACHABLE. So captures and promotions, which are looked up there, need no other check.
@@ -47,6 +47,7 @@ from manyhands.tasks.chess_endgames.syzygy import Part, Table
 _UNKNOWN = -32768
 
 _FIRST_BLACK = 8
+_CHUNK = 1 << 15
 
 
 def resolve_values(own: str, other: str, table: Table | None, values_of: ValuesOf) -> Values:
@@ -230,16 +231,18 @@ def _in_table_order(part: Part, columns: dict[int, list[Int64s]], rows: npt.NDAr
 def _chunks(
     own: str, other: str, whole: npt.NDArray[np.signedinteger]
 ) -> Iterator[tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.intp], Men]]:
-    """For each square of the mover's king: (its flat part of the array, the places there that are legal positions,
-    these positions)."""
+    """(a flat part of the array, the places in it that are legal positions, these positions): for each square of the
+    mover's king, in parts that stay in a processor's cache."""
     grid = np.indices((64,) * (len(own) + len(other) - 1)).reshape(len(own) + len(other) - 1, -1)
     for king in _kings("P" in own + other):
-        squares = np.concatenate([np.full((1, grid.shape[1]), king), grid])
-        men = Men(
-            own=own, other=other, own_squares=squares[: len(own)].T, other_squares=squares[len(own) :].T
-        )
-        legal = np.flatnonzero(is_legal(men))
-        yield whole[king].reshape(-1), legal, men.rows(legal)
+        for start in range(0, grid.shape[1], _CHUNK):
+            part = grid[:, start : start + _CHUNK]
+            squares = np.concatenate([np.full((1, part.shape[1]), king), part])
+            men = Men(
+                own=own, other=other, own_squares=squares[: len(own)].T, other_squares=squares[len(own) :].T
+            )
+            legal = np.flatnonzero(is_legal(men))
+            yield whole[king].reshape(-1)[start : start + _CHUNK], legal, men.rows(legal)
 
 
 def _kings(pawns: bool) -> list[int]:
