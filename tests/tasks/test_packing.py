@@ -196,6 +196,10 @@ def test_shards_that_changed_since_the_training_began(tmp_path: Path, table_shar
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(DataError, match="are others than when this training was prepared"):
         family_of(plan).open(plan, tmp_path / "task")
+    manifest.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="prepared over are not in .*: put them there again"):
+        family_of(plan).open(plan, tmp_path / "task")
+    (tmp_path / "elsewhere").rename(manifest)
     material = directory / "materials" / "table.json"
     material.write_text(material.read_text().replace("target", "Target"))
     with pytest.raises(DataError, match=r"table\.json is not what the manifest says"):

@@ -161,7 +161,12 @@ def _directory(plan: Plan) -> Path:
 def _opened(record: Mapping[str, Any]) -> Shards:
     directory = Path(record["directory"])
     left_out = {str(fault["file"]) for fault in record["broken"]["named"]}
-    if (directory / MANIFEST).is_file() and sha256_of(directory / MANIFEST) != record["manifest_sha256"]:
+    if not (directory / MANIFEST).is_file():
+        raise DataError(
+            f"the shards that this task was prepared over are not in {directory}: put them there again; evaluation "
+            "sets lie in them too"
+        )
+    if sha256_of(directory / MANIFEST) != record["manifest_sha256"]:
         raise DataError(
             f"the shards in {directory} are others than when this training was prepared: put those back, or start "
             "a new training"
