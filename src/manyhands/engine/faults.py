@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from manyhands.engine.checkpoint import check_plan_of, checkpoints, find_checkpoint
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.world import Place, data_size_of, is_lost
 from manyhands.errors import PlanError, RankLost, Refused, WorkerError
@@ -48,6 +47,8 @@ def check_trainable(
 
 def _check_directory(plan: Plan, directory: Path, resume: Path | None) -> None:
     """Before anything in it is changed: what is there must be of this plan."""
+    from manyhands.engine.checkpoint import check_plan_of, checkpoints, find_checkpoint  # a client needs none
+
     if resume is not None:
         check_plan_of(find_checkpoint(resume), plan_hash(plan))
     elif checkpoints(directory / "checkpoints"):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from manyhands.engine.checkpoint import Training
 from manyhands.engine.step import Step
 from manyhands.engine.world import World
 from manyhands.errors import WorkerError
@@ -121,14 +120,14 @@ class Report:
         )
 
 
-def optimizer_stats(training: Training) -> dict[str, dict[str, float]]:
+def optimizer_stats(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
     """The 2-norm of each parameter, its gradient and its optimizer state, by parameter; all ranks take part."""
     stats = {}
-    for name, parameter in training.model.named_parameters():
+    for name, parameter in model.named_parameters():
         figures = {"weight": _norm(parameter.detach())}
         if parameter.grad is not None:
             figures["gradient"] = _norm(parameter.grad)
-        for key, value in training.optimizer.state.get(parameter, {}).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor) and value.ndim:
                 figures[key] = _norm(value)
         stats[name] = figures

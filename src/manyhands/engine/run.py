@@ -297,7 +297,7 @@ class _Run:
             if due:
                 self.report.write()
             if logging.optim_stats_steps and self.cursor.step % logging.optim_stats_steps == 0:
-                self.emit("optimizer_stats", step=self.cursor.step, tensors=optimizer_stats(self.training))
+                self.emit("optimizer_stats", step=self.cursor.step, tensors=self._stats())
             if self._stopping(stop, due):
                 self.report.write()
                 return True
@@ -357,6 +357,9 @@ class _Run:
     def _due(self, round_: int) -> bool:
         every = self.plan.evaluation.every_snapshots * self.plan.rounds.snapshot_every
         return every > 0 and round_ % every == 0
+
+    def _stats(self) -> dict[str, dict[str, float]]:
+        return optimizer_stats(self.training.model, self.training.optimizer)
 
     def _evaluate(self) -> float:
         """The loss on the main evaluation set at this step, computed once; the other sets are reported beside it."""

@@ -23,7 +23,6 @@ import torch
 
 from manyhands.coordination.types import Assignment, RoundTerms
 from manyhands.data.ranges import indices_of
-from manyhands.engine.checkpoint import Training
 from manyhands.engine.optimizer import build_optimizer, restore_state, state_of
 from manyhands.engine.parallel import parallelize
 from manyhands.engine.report import optimizer_stats
@@ -146,7 +145,7 @@ class EngineTrainer:
     def _tell_stats(self, step: int) -> None:
         if self.stats_every == 0 or step % self.stats_every:
             return
-        stats = optimizer_stats(Training(model=self.model, optimizer=self.optimizer, world=self.world))
+        stats = optimizer_stats(self.model, self.optimizer)
         if self.world.leads:
             self.on_stats(step, stats)
 
