@@ -2,7 +2,8 @@
 
     python -m manyhands.hosts.export_kept DIRECTORY [--allow-task MODULE:NAME]
 
-Writes <directory>/exports/<checkpoint>.onnx. What cannot be exported is said in one line, and is no fault.
+Writes <directory>/exports/<checkpoint>.onnx, and its results beside it (engine/results.py). What cannot be exported is
+said in one line, and is no fault.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def export_kept(directory: Path, allowed: Sequence[str] = ()) -> list[str]:
     """A line for each checkpoint: what was written, or why nothing was."""
     from manyhands.engine.checkpoint import checkpoints
     from manyhands.engine.export import export_onnx
+    from manyhands.engine.results import write_results
     from manyhands.engine.saved_run import own_family
     from manyhands.tasks.saved import load_saved
 
@@ -32,6 +34,7 @@ def export_kept(directory: Path, allowed: Sequence[str] = ()) -> list[str]:
             continue
         try:
             exported = export_onnx(load_saved(checkpoint, own_family(plan, allowed)), file)
+            write_results(exported, checkpoint, directory, half=False)
         except MissingExtra as error:
             return [*lines, f"no ONNX export: {error}"]
         except ManyhandsError as error:

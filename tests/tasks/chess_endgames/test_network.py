@@ -52,6 +52,17 @@ def test_shapes(pieces: int | None, norm: str, activation: str) -> None:
     assert all(part.isfinite().all() for part in out)
 
 
+@pytest.mark.parametrize("pieces", [None, 4])
+def test_computes_in_bf16(pieces: int | None) -> None:
+    exact = outputs(network(pieces=pieces), RACE, FEW, moves=MOVES[:3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = outputs(network(pieces=pieces), RACE, FEW, moves=MOVES[:3])
+    pure = outputs(network(pieces=pieces).bfloat16(), RACE, FEW, moves=MOVES[:3])
+    for wanted, *rounded in zip(exact, mixed, pure, strict=True):
+        for got in rounded:
+            torch.testing.assert_close(got.float(), wanted, rtol=0.0, atol=0.1 * float(wanted.abs().max()))
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_what_is_no_move_has_no_probability(half: bool) -> None:
     model = network().half() if half else network()

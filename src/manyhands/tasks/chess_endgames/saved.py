@@ -37,7 +37,8 @@ def load_pretrained(directory: Path) -> EndgameTransformer:
 
 def load_saved(directory: Path) -> Saved:
     """squares uint8 [B, 64], en_passant int8 [B] and legal moves int16 [B, M] (-1: none) -> value [B, 3], policy
-    [B, M] and moves_left [B]; B and M are free. Raises DataError.
+    [B, M] and moves_left [B]; B and M are free. Of a model with a token for each piece the boards have no more pieces
+    than it was trained on. Raises DataError.
     """
     model = load_pretrained(directory)
     squares, en_passant = from_fen(_EXAMPLES)
