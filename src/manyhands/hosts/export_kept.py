@@ -2,8 +2,8 @@
 
     python -m manyhands.hosts.export_kept DIRECTORY [--allow-task MODULE:NAME]
 
-Writes <directory>/exports/<checkpoint>.onnx, and its results beside it (engine/results.py). What cannot be exported is
-said in one line, and is no fault.
+Writes <directory>/exports/<checkpoint>.onnx, and its results beside it (engine/results.py). What cannot be exported
+is said in one line, and is no fault.
 """
 
 from __future__ import annotations
