@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from manyhands.data.shards.making import Progress
+from manyhands.errors import PlanError
+from manyhands.plan.tasks import ChessEndgamesTask
+from manyhands.ui.plans import configuration_from
 from manyhands.ui.shard_progress import rows_text
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -94,6 +97,26 @@ def test_words_that_contradict_the_shards(manyhands: Run, endgames: Path) -> Non
     nothing = manyhands("train", "--shards", "nowhere")
     assert nothing.returncode == 4
     assert "there is no such directory" in nothing.stderr
+
+
+def test_the_task_of_shards_lies_between_a_plan_and_the_words(endgames: Path, tmp_path: Path) -> None:
+    """A plan file's own settings stay, and contradict; of a config only the model stays."""
+    file = tmp_path / "plan.yaml"
+    file.write_text("task: {name: chess_endgames, model: {width: 16}}\nlocal: {batch_size: 7}\n")
+    over = configuration_from(str(file), ["task.model.layers=1"], shards=str(endgames)).plan
+    assert isinstance(over.task, ChessEndgamesTask)
+    assert (over.task.pieces, over.task.positions, over.local.batch_size) == ("KPk", 2048, 7)
+    assert (over.task.model.width, over.task.model.layers) == (16, 1)
+    file.write_text("task: {name: chess_endgames, pieces: KRk}\n")
+    with pytest.raises(
+        PlanError, match=r"'task\.pieces' is 'KRk', and the shards in .* were made with 'KPk'"
+    ):
+        configuration_from(str(file), [], shards=str(endgames))
+    named = configuration_from(None, [], "endgames", shards=str(endgames)).plan  # it is for KPkp
+    assert isinstance(named.task, ChessEndgamesTask)
+    assert (named.task.pieces, named.task.model.tokens) == ("KPk", "pieces")
+    other = configuration_from(None, [], "demo", shards=str(endgames)).plan
+    assert (other.name, other.task.name) == ("demo", "chess_endgames")
 
 
 def test_what_cannot_be_made(manyhands: Run, endgames: Path, tmp_path: Path) -> None:
