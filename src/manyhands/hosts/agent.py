@@ -82,6 +82,9 @@ class Answer:
     body: bytearray
 
 
+Pieces = Callable[[dict[str, Any], memoryview], None]
+
+
 class Agent:
     """Requests to one agent. One at a time is being answered; more may be waiting."""
 
@@ -156,15 +159,22 @@ class Agent:
             await self._send(op, body, fields)
             return (await self._next(op)).fields
 
-    async def stream(self, op: str, **fields: Any) -> AsyncIterator[Answer]:
-        """One request with many answers; the last one, which does not say `more`, comes as well."""
+    async def stream(self, op: str, *, pieces: Pieces | None = None, **fields: Any) -> AsyncIterator[Answer]:
+        """One request with many answers; the last one, which does not say `more`, comes as well.
+
+        pieces: gets the bodies as they arrive, before their answer, which then has none; it must not raise.
+        """
         async with self._turn:
-            await self._send(op, b"", fields)
-            while True:
-                answer = await self._next(op)
-                yield answer
-                if not answer.fields.get("more"):
-                    return
+            self._frames.pieces = pieces
+            try:
+                await self._send(op, b"", fields)
+                while True:
+                    answer = await self._next(op)
+                    yield answer
+                    if not answer.fields.get("more"):
+                        return
+            finally:
+                self._frames.pieces = None
 
     async def put_all(self, file: IO[bytes], path: str, first: int, size: int) -> None:
         """The rest of a file, from where it stands, in chunks of which several are under way."""
@@ -227,9 +237,10 @@ class _Frames:
     arrived: Callable[[Answer], None]
     marked: bool = False
     before: bytes = b""
+    pieces: Pieces | None = None
     _buffer: bytearray = field(default_factory=bytearray)
     _answer: Answer | None = None
-    _filled: int = 0
+    _left: int = 0
 
     def feed(self, data: bytes) -> None:
         if not self.marked:
@@ -256,9 +267,9 @@ class _Frames:
             fields = json.loads(line)
         except ValueError:
             raise ProtocolError(f"the host answered {line[:200]!r}, which is no frame") from None
-        answer = Answer(fields, bytearray(fields.get("size", 0)))
-        if answer.body:
-            self._answer, self._filled = answer, 0
+        answer, self._left = Answer(fields, bytearray()), fields.get("size", 0)
+        if self._left:
+            self._answer = answer
         else:
             self.arrived(answer)
         return view[end + 1 :]
@@ -266,10 +277,13 @@ class _Frames:
     def _body(self, view: memoryview) -> memoryview:
         answer = self._answer
         assert answer is not None
-        part = view[: len(answer.body) - self._filled]
-        answer.body[self._filled : self._filled + len(part)] = part
-        self._filled += len(part)
-        if self._filled == len(answer.body):
+        part = view[: self._left]
+        self._left -= len(part)
+        if self.pieces is not None:
+            self.pieces(answer.fields, part)
+        else:
+            answer.body += part
+        if not self._left:
             self._answer = None
             self.arrived(answer)
         return view[len(part) :]

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from manyhands.errors import BlobError, ServerUnreachable, StorageError
 from manyhands.hosts.agent import Agent, agent
@@ -164,8 +164,10 @@ async def _receive(there: Agent, remote: str, wanted: list[_Wanted], result: Fet
     gone: set[str] = set()
     if not wanted:
         return gone
-    writing = _Writing(result)
-    answers = there.stream("read", path=remote, files=[[w.name, w.offset] for w in wanted])
+    writing = _Writing(wanted, result)
+    answers = there.stream(
+        "read", path=remote, files=[[w.name, w.offset] for w in wanted], pieces=writing.piece
+    )
     try:
         while True:
             try:
@@ -176,8 +178,8 @@ async def _receive(there: Agent, remote: str, wanted: list[_Wanted], result: Fet
             if fields.get("done"):
                 return gone
             one = wanted[fields["file"]]
-            if answer.body:
-                await asyncio.to_thread(writing.chunk, one, fields["offset"], answer.body, fields["sha256"])
+            if "sha256" in fields:
+                writing.chunk(one, fields)
             elif "gone" in fields:
                 if (checkpoint := _CHECKPOINT.match(one.name)) is not None:
                     gone.add(checkpoint[1])
@@ -190,25 +192,48 @@ async def _receive(there: Agent, remote: str, wanted: list[_Wanted], result: Fet
 
 
 class _Writing:
-    """The file that is being written."""
+    """The file that is being written: pieces as they come, and each chunk's hash at its end.
 
-    def __init__(self, result: Fetched) -> None:
-        self._result = result
+    What was written of a chunk that turns out wrong is found when the next attempt compares what is here.
+    """
+
+    def __init__(self, wanted: list[_Wanted], result: Fetched) -> None:
+        self._wanted, self._result = wanted, result
         self._file: IO[bytes] | None = None
         self._open: _Wanted | None = None
+        self._hash, self._hashed = hashlib.sha256(), 0
+        self._failed: OSError | None = None
 
-    def chunk(self, one: _Wanted, offset: int, body: bytearray, sha256: str) -> None:
-        if hashlib.sha256(body).hexdigest() != sha256:
-            raise ServerUnreachable(f"{one.name} has changed on the way, at byte {offset}")
-        file = self._opened(one)
-        file.seek(offset)
-        file.write(body)
-        self._result.bytes += len(body)
+    def piece(self, fields: dict[str, Any], part: memoryview) -> None:
+        """Of the chunk that `fields` tell of; at its end they say whether it is `right`."""
+        self._hash.update(part)
+        self._hashed += len(part)
+        self._result.bytes += len(part)
+        if self._hashed == fields["size"]:
+            fields["right"] = self._hash.hexdigest() == fields["sha256"]
+            self._hash, self._hashed = hashlib.sha256(), 0
+        if self._failed is None:
+            try:
+                file = self._opened(self._wanted[fields["file"]])
+                while part:
+                    part = part[file.write(part) :]
+            except OSError as error:
+                self._failed = error
+
+    def chunk(self, one: _Wanted, fields: dict[str, Any]) -> None:
+        """It has come. Raises OSError where the disk did not take it."""
+        if self._failed is not None:
+            raise self._failed
+        if not fields["right"]:
+            raise ServerUnreachable(f"{one.name} has changed on the way, at byte {fields['offset']}")
 
     def whole(self, one: _Wanted, size: int) -> None:
-        file = self._opened(one)
-        file.truncate(size)
-        self.close()
+        """All of it has come; the next file may be open already."""
+        if self._open is one:
+            self.close()
+        one.aside.parent.mkdir(parents=True, exist_ok=True)
+        with one.aside.open("ab") as file:
+            file.truncate(size)
         if one.final is not None:
             one.aside.replace(one.final)
         self._result.files += 1
@@ -218,7 +243,8 @@ class _Writing:
             self.close()
             one.aside.parent.mkdir(parents=True, exist_ok=True)
             one.aside.touch()
-            self._file, self._open = one.aside.open("r+b"), one
+            self._file, self._open = one.aside.open("r+b", buffering=0), one
+            self._file.seek(one.offset)
         return self._file
 
     def close(self) -> None:

@@ -209,7 +209,8 @@ async def start(there: Agent, facts: Facts, job: Job, directory: str) -> dict[st
 
 def command_of(facts: Facts, job: Job, directory: str) -> list[str]:
     """What trains there: the same program, with the configuration of that directory."""
-    command = [facts.python, "-m", "manyhands", "train", "--kept", "--directory", directory, "--logs", "none"]
+    command = [facts.python, "-m", "manyhands", "train", "--kept", "--directory", directory]
+    command += ["--logs", "console"]  # to its log; here the events are shown
     for target in job.allowed:
         command += ["--allow-task", target]
     if job.resume:

@@ -253,6 +253,7 @@ class _Watch:
     view: View
     saved: asyncio.Event = field(default_factory=asyncio.Event)
     newest: str | None = None
+    exporting: bool = False
     failed_first: str | None = None
     fetched: Fetched = field(default_factory=Fetched)
 
@@ -269,7 +270,7 @@ class _Watch:
             events=Copy(None if own is None else own / EVENTS) if leads else None,
             log=Copy(self.directory / "logs" / f"{part.host}.log"),
             on_event=self._event,
-            on_line=lambda text: self.view.line(part.host, text),
+            on_line=lambda text: self._line(part, text),
             on_status=lambda status: self._status(part, status),
             tell=self.view.tell,
         )
@@ -277,8 +278,14 @@ class _Watch:
         return follower
 
     def _status(self, part: Part, status: dict[str, Any]) -> None:
-        if status.get("phase") == "exporting":
+        if status.get("phase") == "exporting" and not self.exporting:
+            self.exporting = True
             self.view.tell(f"{part.host} makes ONNX graphs of the checkpoints")
+
+    def _line(self, part: Part, text: str) -> None:
+        """While it trains, its lines say what its events do; they are in the log, and shown if it ends badly."""
+        if self.exporting:
+            self.view.line(part.host, text)
 
     def _event(self, event: dict[str, Any]) -> None:
         if event["kind"] == "saved":

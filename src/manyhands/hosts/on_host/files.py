@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any
 
 from manyhands.hosts.on_host.frames import Line, absolute
 
@@ -66,22 +67,27 @@ def listing(line: Line, request: dict[str, Any]) -> None:
 
 
 def read(line: Line, request: dict[str, Any]) -> None:
-    """Files one after the other, each from an offset, in chunks with their hashes."""
+    """Files one after the other, each from an offset, in chunks with their hashes; the next one is read meanwhile."""
     root = absolute(request["path"])
     for number, (name, offset) in enumerate(request["files"]):
         try:
-            with open(os.path.join(root, name), "rb") as file:
+            with open(os.path.join(root, name), "rb") as file, ThreadPoolExecutor(1) as reader:
                 file.seek(offset)
-                body = file.read(CHUNK)
+                body, digest = hashed(file)
                 while body:
-                    digest = hashlib.sha256(body).hexdigest()
+                    following = reader.submit(hashed, file)
                     line.answer(body, more=True, file=number, offset=offset, sha256=digest)
                     offset += len(body)
-                    body = file.read(CHUNK)
+                    body, digest = following.result()
             line.answer(more=True, file=number, whole=offset)
         except OSError as error:
             line.answer(more=True, file=number, gone=str(error))
     line.answer(done=True)
+
+
+def hashed(file: IO[bytes]) -> tuple[bytes, str]:
+    body = file.read(CHUNK)
+    return body, hashlib.sha256(body).hexdigest()
 
 
 def hashes(line: Line, request: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from manyhands.hosts.on_host.files import hashes, listing, partial, put, read, r
 from manyhands.hosts.on_host.frames import MARK, Line
 from manyhands.hosts.on_host.trainings import follow, start, status, stop
 
+F_SETPIPE_SZ = 1031
+PIPE_BYTES = 1 << 20
 OPERATIONS: dict[str, Callable[[Line, dict[str, Any]], None]] = {
     operation.__name__: operation
     for operation in (
@@ -24,6 +27,10 @@ OPERATIONS: dict[str, Callable[[Line, dict[str, Any]], None]] = {
 
 def serve(incoming: IO[bytes]) -> None:
     """Until the other side goes."""
+    with contextlib.suppress(ImportError, OSError):  # a wider pipe to sshd, where that can be had
+        import fcntl
+
+        fcntl.fcntl(1, F_SETPIPE_SZ, PIPE_BYTES)
     line = Line(incoming, sys.stdout.buffer)
     line.outgoing.write(MARK)
     line.outgoing.flush()

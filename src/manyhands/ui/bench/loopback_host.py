@@ -61,6 +61,11 @@ class LoopbackHost:
     def stopped(self) -> bool:
         return self._sshd is None
 
+    @property
+    def sshd_pid(self) -> int:
+        assert self._sshd is not None  # it was started
+        return self._sshd.pid
+
     def start(self) -> None:
         program = sshd_program()
         if program is None:

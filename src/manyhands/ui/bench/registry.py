@@ -10,6 +10,7 @@ _SWARM = "manyhands.ui.bench.swarm"
 _ENDGAMES = "manyhands.ui.bench.endgames"
 _ENGINE = "manyhands.ui.bench.engine"
 _SHARDS = "manyhands.ui.bench.shards"
+_HOSTS = "manyhands.ui.bench.hosts"
 
 GROUPS: dict[str, tuple[Measurement, ...]] = {
     "core": (
@@ -145,6 +146,38 @@ GROUPS: dict[str, tuple[Measurement, ...]] = {
         ),
     ),
     "hosts": (
+        Measurement(
+            name="host_start",
+            function=f"{_HOSTS}:host_start",
+            unit="s",
+            better="lower",
+            target=10.0,
+            what="from `manyhands train --host` to its first step's line, on an sshd of this machine",
+        ),
+        Measurement(
+            name="host_death",
+            function=f"{_HOSTS}:host_death",
+            unit="s",
+            better="lower",
+            target=10.0,
+            what="from the training's kill -9 on the host to its being shown here with the last lines",
+        ),
+        Measurement(
+            name="host_follow",
+            function=f"{_HOSTS}:host_follow",
+            unit="CPU s",
+            better="lower",
+            target=2.0,
+            what="following a training of 3 minutes, an event each second: all processes of both sides",
+        ),
+        Measurement(
+            name="fetch_rate",
+            function=f"{_HOSTS}:fetch_rate",
+            unit="MiB/s",
+            better="higher",
+            target=150.0,
+            what="a checkpoint of 512 MiB from the host, hashed on both sides; beside it scp",
+        ),
         Measurement(
             name="shard_make",
             function=f"{_SHARDS}:shard_make",

@@ -1,0 +1,255 @@
+"""Measurements of training on another host: an sshd on loopback, started for the measurement, is that host.
+
+Client and host share this machine, so both sides' work is in each figure. Without an sshd a row says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from manyhands.errors import WorkerError
+from manyhands.ui.bench.harness import Measured
+from manyhands.ui.bench.loopback_host import LoopbackHost, loopback_host, sshd_program
+
+TINY: Final = (
+    "task=tabular", "task.table.generated_rows=500", "local.steps=20", "local.batch_size=16",
+    "rounds.snapshot_every=1", "evaluation.max_batches=2", "logging.every_steps=1", "exec.threads=1", "rounds.total=100000", "run=bench",
+)  # fmt: skip
+FOLLOWED_S: Final = 45.0
+RUN_S: Final = 180.0
+EVENTS_EVERY_S: Final = 1.0
+FETCHED_BYTES: Final = 512 << 20
+
+_TELLING: Final = """
+import json, sys, time
+while True:
+    event = {"version": 1, "time_ms": time.time_ns() // 1000000, "kind": "warning", "text": "x" * 200}
+    with open("events.jsonl", "a") as file:
+        file.write(json.dumps(event) + "\\n")
+    print("a line of the training", flush=True)
+    time.sleep(float(sys.argv[1]))
+"""
+
+
+def _on_a_host(measure: Callable[[LoopbackHost], Measured]) -> Callable[[], Measured]:
+    """With a host of its own, in this process's environment as well."""
+
+    @functools.wraps(measure)
+    def measured() -> Measured:
+        if sshd_program() is None:
+            return Measured(value=None, note="there is no sshd on this machine: install openssh-server")
+        with (
+            tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name,
+            loopback_host(Path(name)) as host,
+        ):
+            os.environ.update(host.environment())
+            return measure(host)
+
+    return measured
+
+
+@_on_a_host
+def host_start(_host: LoopbackHost) -> Measured:
+    """From the command to the first step's line; the command's own process included."""
+    with _training() as (process, begun):
+        times: dict[str, float] = {}
+        for kind, at in _kinds(process, begun):
+            times.setdefault(kind, at)
+            if kind == "step":
+                break
+    return Measured(
+        value=round(times["step"], 2),
+        note=f"connected {times['host']:.1f} s, torch there {times['preparing']:.1f} s; load {_load()}",
+    )
+
+
+@_on_a_host
+def host_death(host: LoopbackHost) -> Measured:
+    """From the training's kill -9 to the end of the command here, which shows the last lines."""
+    with _training() as (process, begun):
+        next(at for kind, at in _kinds(process, begun) if kind == "step")
+        remote = host.home / "manyhands" / "runs" / "bench"
+        os.kill(json.loads((remote / "status.json").read_text())["child"], signal.SIGKILL)
+        killed = time.perf_counter()
+        output, said = process.communicate(timeout=60)
+        took = time.perf_counter() - killed
+    shown = "killed by SIGKILL" in said and "step " in said.rpartition("Its last lines:")[2]
+    if process.returncode != 137 or not shown:
+        raise WorkerError(
+            f"the kill was not shown: exit code {process.returncode}, {said[-500:]}{output[-200:]}"
+        )
+    return Measured(value=round(took, 2), note=f"exit code 137, the last lines are shown; load {_load()}")
+
+
+@_on_a_host
+def host_follow(host: LoopbackHost) -> Measured:
+    """CPU seconds of all processes that follow, on both sides, over 45 s; a second's part of it is scaled to 180 s."""
+    supervisor, record = asyncio.run(_start_telling(host))
+    record.keep_in(host.manyhands_home / "runs" / "followed")
+    command = [sys.executable, "-m", "manyhands", "hosts", "attach", "followed"]
+    with (host.directory / "attach.log").open("wb") as log:
+        attached = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        time.sleep(8)
+        early, early_at = _cpu(host, attached.pid, supervisor), time.perf_counter()
+        time.sleep(FOLLOWED_S - 8)
+        late, late_at = _cpu(host, attached.pid, supervisor), time.perf_counter()
+    finally:
+        attached.kill()
+        attached.wait()
+        os.kill(supervisor, signal.SIGKILL)
+    here, there, watching = late
+    per_s = (sum(late) - sum(early)) / (late_at - early_at)
+    total = sum(late) + per_s * (RUN_S - FOLLOWED_S)
+    return Measured(
+        value=round(total, 2),
+        note=f"in {FOLLOWED_S:.0f} s: {here:.2f} s here (beginning included), {there:.2f} s of agent and sshd there, "
+        f"{watching:.2f} s of the supervisor; {per_s * 1000:.1f} ms each second, scaled to {RUN_S:.0f} s",
+    )
+
+
+@_on_a_host
+def fetch_rate(host: LoopbackHost) -> Measured:
+    """A checkpoint of 512 MiB, hashed on both sides; beside it, the same file by scp; and once with a cut."""
+    from manyhands.hosts.fetch import fetch
+    from manyhands.hosts.hosts_file import host_named
+
+    remote = host.home / "run"
+    file = remote / "checkpoints" / "step-00000001" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    block = secrets.token_bytes(1 << 20)
+    with file.open("wb") as opened:
+        for _ in range(FETCHED_BYTES >> 20):
+            opened.write(block)
+    server = host_named("server1")
+    rates = []
+    for number in range(3):
+        done = asyncio.run(fetch(server, str(remote), host.client / f"whole-{number}"))
+        rates.append(done.bytes / done.seconds / 2**20)
+    cut = asyncio.run(_cut_and_go_on(host, remote))
+    floor = _scp_rate(host, file)
+    rates.sort()
+    return Measured(
+        value=round(rates[1], 1),
+        floor=round(floor, 1),
+        note=f"of three: {', '.join(f'{rate:.0f}' for rate in rates)}; floor is scp; cut at a half, {cut}; "
+        f"load {_load()}",
+    )
+
+
+# ---------------------------------------------------------------------------------------- what they are made of
+@contextlib.contextmanager
+def _training() -> Iterator[tuple[subprocess.Popen[str], float]]:
+    """`manyhands train --host`, whose events come as JSON; ended there as well."""
+    begun = time.perf_counter()
+    command = [
+        sys.executable,
+        "-m",
+        "manyhands",
+        "train",
+        "--host",
+        "server1",
+        "--logs",
+        "json",
+        "--no-export",
+        *TINY,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process, begun
+    finally:
+        process.kill()
+        process.communicate()
+        stop = [sys.executable, "-m", "manyhands", "hosts", "stop", "bench", "--now"]
+        subprocess.run(stop, capture_output=True, check=False)
+
+
+def _kinds(process: subprocess.Popen[str], begun: float) -> Iterator[tuple[str, float]]:
+    """Each event's kind, and when it was shown."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield str(json.loads(line)["kind"]), time.perf_counter() - begun
+    raise WorkerError(
+        f"the training ended with {process.wait()}: {process.stderr.read() if process.stderr else ''}"
+    )
+
+
+async def _start_telling(host: LoopbackHost) -> tuple[int, Any]:
+    """Something that tells as a training does, under a supervisor; its pid, and the record to attach to."""
+    from manyhands.hosts.agent import SUPERVISOR, program
+    from manyhands.hosts.hosts_file import host_named
+    from manyhands.hosts.record import Part, Record
+    from manyhands.hosts.training import reached
+
+    directory = str(host.home / "followed")
+    job = {"command": [sys.executable, "-c", _TELLING, str(EVENTS_EVERY_S)]}
+    async with reached(host_named("server1")) as there:
+        answer = await there.ask("start", run=directory, supervisor=program(SUPERVISOR), job=job)
+    record = Record(run="followed", parts=(Part(host="server1", directory=directory),))
+    return answer["status"]["pid"], record
+
+
+def _cpu(host: LoopbackHost, here: int, supervisor: int) -> tuple[float, float, float]:
+    """CPU seconds so far: of the follower here, of sshd's processes for it with the agent, of the supervisor."""
+    there = [p for p in psutil.process_iter() if _below(p, host.sshd_pid)]
+    return _seconds(psutil.Process(here)), sum(map(_seconds, there)), _seconds(psutil.Process(supervisor))
+
+
+def _below(process: psutil.Process, ancestor: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(parent.pid == ancestor for parent in process.parents())
+    return False
+
+
+def _seconds(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.Error):
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
+async def _cut_and_go_on(host: LoopbackHost, remote: Path) -> str:
+    """How much came again after the connection was cut in the middle."""
+    from manyhands.hosts.fetch import fetch
+    from manyhands.hosts.hosts_file import host_named
+
+    here = host.client / "cut"
+    aside = here / "checkpoints" / ".step-00000001.fetched" / "model.safetensors"
+    bringing = asyncio.create_task(fetch(host_named("server1"), str(remote), here))
+    while not (aside.is_file() and aside.stat().st_size >= FETCHED_BYTES // 2):
+        if bringing.done():
+            raise WorkerError("the transfer was over before it could be cut")
+        await asyncio.sleep(0.005)
+    await asyncio.to_thread(host.cut)
+    done = await bringing
+    again = done.bytes - FETCHED_BYTES
+    if done.kept_bytes < FETCHED_BYTES // 4:
+        raise WorkerError(f"only {done.kept_bytes} bytes were kept after the cut")
+    return f"{done.kept_bytes >> 20} MiB were kept and {again >> 20} MiB came again"
+
+
+def _scp_rate(host: LoopbackHost, file: Path) -> float:
+    ssh = host.client / ".ssh" / "config"
+    command = ["scp", "-q", "-F", str(ssh), f"server1:{file}", str(host.client / "by-scp")]
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return FETCHED_BYTES / 2**20 / (time.perf_counter() - begun)
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
