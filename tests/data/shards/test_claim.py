@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from manyhands.data.shards import claim
 from manyhands.data.shards.claim import PREPARED, RECORD, WANTED, claimed
 from manyhands.data.shards.manifest import MAKING
 from manyhands.errors import DataError, Interrupted, Refused, StorageError
@@ -44,7 +46,7 @@ def test_another_wish_is_refused_once_something_is_made(tmp_path: Path) -> None:
     directory = tmp_path / "shards"
     begin(directory, {"task": {"pieces": "KPk"}}, PREPARED)
     begin(directory, {"task": {"pieces": "KPkp"}}, RECORD)  # nothing was made, so this is a new beginning
-    assert json.loads((directory / MAKING / WANTED).read_text()) == {"task": {"pieces": "KPkp"}}
+    assert json.loads((directory / MAKING / WANTED).read_text())["task"] == {"pieces": "KPkp"}
     assert not (directory / MAKING / PREPARED).exists()
     begin(directory, {"task": {"pieces": "KPkp"}})
     assert (directory / MAKING / RECORD).exists()
@@ -63,7 +65,26 @@ def test_one_at_a_time(tmp_path: Path) -> None:
                 claimed(tmp_path / "a", wanted),
             ):
                 pass
-        assert json.loads((tmp_path / "a" / MAKING / WANTED).read_text()) == {"seed": 1}
+        assert json.loads((tmp_path / "a" / MAKING / WANTED).read_text())["seed"] == 1
+
+
+def test_another_version_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(tmp_path / "a", {}, RECORD)
+    monkeypatch.setattr(claim, "version", lambda _: "99")
+    with (
+        pytest.raises(DataError, match=r"with versions\.manyhands '.*', and now it is '99'"),
+        claimed(tmp_path / "a", {}),
+    ):
+        pass
+
+
+def test_a_disk_that_fails_is_told(tmp_path: Path) -> None:
+    def fail() -> None:
+        with claimed(tmp_path / "a", {}):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match="a: No space left on device; what is made is kept"):
+        fail()
 
 
 def test_places_that_are_not_for_shards(tmp_path: Path, make_shards: Callable[..., Path]) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,11 +31,13 @@ def claimed(directory: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
     """Hold a directory while shards are made in it: a new one, an empty one, or one in which the same was begun, or
     nothing made yet. When it ends well .making goes; else it stays, unless nothing was made.
 
-    `wanted`: what is asked for, as plain data. Raises DataError for a directory that holds something else,
-    StorageError for one that cannot be written, Refused where another process makes shards.
+    `wanted`: what is asked for, as plain data; other versions of what makes the bytes are another wish. Raises
+    DataError for a directory that holds something else, StorageError for one that cannot be written, also meanwhile,
+    Refused where another process makes shards.
     """
     _check_place(directory)
-    place, values = directory / MAKING, json.loads(json.dumps(wanted))
+    place = directory / MAKING
+    values = json.loads(json.dumps({**wanted, "versions": {n: version(n) for n in ("manyhands", "pyarrow")}}))
     with take_lock(place, "Shards are being made there: wait for their end, or choose another directory."):
         try:
             if not _same_wish(values, place / WANTED, directory):
@@ -45,12 +48,16 @@ def claimed(directory: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
                         left.unlink()
                 write_json(place / WANTED, values)
             yield
-        except BaseException:
+        except BaseException as error:
             made = [file for name in (RECORD, PREPARED) if (file := place / name).exists()]
             if not made and list(directory.iterdir()) == [place]:
                 shutil.rmtree(place, ignore_errors=True)
                 with suppress(OSError):
                     directory.rmdir()
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"{directory}: {error.strerror or error}; what is made is kept, and the same command goes on"
+                ) from error
             raise
     shutil.rmtree(place)
 

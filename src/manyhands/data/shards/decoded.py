@@ -1,8 +1,8 @@
 """Row groups of a set, decompressed, in a bounded piece of memory; and the next ones, decompressed ahead by a thread.
 
 Memory does not depend on the size of the shards: a slab of `slots` row groups, allocated once, from which any rows
-are gathered by one indexing operation for each column, and the groups that were decompressed ahead. A
-request that needs more groups than there are slots is served in pieces.
+are gathered by one indexing operation for each column, and the groups that were decompressed ahead. A request that
+needs more groups than there are slots is served in pieces.
 
 Reading checks what is cheap to check: the checksum of each page, rows and widths. What fails names file and group.
 """

@@ -10,6 +10,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -112,7 +113,8 @@ class Processes:
         self._busy.pop(pipe, None)
         if waiting:
             self._busy[pipe] = waiting.pop()
-            pipe.send(self._busy[pipe])
+            with suppress(OSError):  # of a process that has died: its pipe tells it
+                pipe.send(self._busy[pipe])
 
     def _lost(self, pipe: Connection, so_far: str) -> WorkerError:
         process = self._workers[pipe]
