@@ -36,6 +36,7 @@ class Copy:
         self.path = path
         self.offset = 0
         self._rest = b""
+        self._made = False
 
     def lines_here(self) -> Iterator[str]:
         """Those that came before; what is cut off at the end comes again."""
@@ -49,8 +50,10 @@ class Copy:
         """Write the bytes that begin at `offset`; the lines that they complete. Raises StorageError."""
         if self.path is not None:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.touch()
+                if not self._made:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self.path.touch()
+                    self._made = True
                 with self.path.open("r+b") as file:
                     file.seek(offset)
                     file.write(body)
@@ -125,7 +128,8 @@ class Follower:
         answers = there.stream("follow", run=self._directory, offsets=offsets)
         while True:
             try:
-                answer = await asyncio.wait_for(anext(answers), SILENCE_S)
+                async with asyncio.timeout(SILENCE_S):
+                    answer = await anext(answers)
             except TimeoutError:
                 raise ServerUnreachable(
                     f"{self._host.host_name} has said nothing for {SILENCE_S:.0f} s"

@@ -32,11 +32,16 @@ class Line:
         return body
 
     def answer(self, body: bytes = b"", **fields: Any) -> None:
+        """One that says `more` may wait in the buffer for what follows it, until `flush`."""
         if body:
             fields["size"] = len(body)
         self.outgoing.write(json.dumps(fields).encode("utf-8") + b"\n")
         if body:
             self.outgoing.write(body)
+        if not fields.get("more"):
+            self.outgoing.flush()
+
+    def flush(self) -> None:
         self.outgoing.flush()
 
 

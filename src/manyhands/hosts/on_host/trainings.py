@@ -16,7 +16,7 @@ from manyhands.hosts.on_host.facts import free_bytes
 from manyhands.hosts.on_host.frames import Line, absolute
 from manyhands.hosts.on_host.processes import begun, boot
 
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.4
 BEAT_EVERY_S = 2.0
 SILENCE_S = 60.0
 """A follower that says nothing for so long is gone, whatever the connection says."""
@@ -87,6 +87,7 @@ def follow(line: Line, request: dict[str, Any]) -> None:
         elif now - beat >= BEAT_EVERY_S:
             line.answer(more=True, beat=True)
             beat = now
+        line.flush()
         if select.select([0], [], [], LOOK_EVERY_S)[0]:
             if not os.read(0, 4096):
                 return

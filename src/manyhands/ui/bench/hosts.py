@@ -27,8 +27,9 @@ from manyhands.ui.bench.harness import Measured
 from manyhands.ui.bench.loopback_host import LoopbackHost, loopback_host, sshd_program
 
 TINY: Final = (
-    "task=tabular", "task.table.generated_rows=500", "local.steps=20", "local.batch_size=16",
-    "rounds.snapshot_every=1", "evaluation.max_batches=2", "logging.every_steps=1", "exec.threads=1", "rounds.total=100000", "run=bench",
+    "task=tabular", "task.table.generated_rows=500", "local.steps=20", "local.batch_size=16", "run=bench",
+    "rounds.snapshot_every=1", "rounds.total=100000", "evaluation.max_batches=2", "logging.every_steps=1",
+    "exec.threads=1",
 )  # fmt: skip
 FOLLOWED_S: Final = 45.0
 RUN_S: Final = 180.0
@@ -98,7 +99,7 @@ def host_death(host: LoopbackHost) -> Measured:
 
 @_on_a_host
 def host_follow(host: LoopbackHost) -> Measured:
-    """CPU seconds of all processes that follow, on both sides, over 45 s; a second's part of it is scaled to 180 s."""
+    """CPU seconds of all processes that follow, on both sides, over 45 s; scaled to 180 s by what a second adds."""
     supervisor, record = asyncio.run(_start_telling(host))
     record.keep_in(host.manyhands_home / "runs" / "followed")
     command = [sys.executable, "-m", "manyhands", "hosts", "attach", "followed"]
