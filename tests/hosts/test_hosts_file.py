@@ -1,4 +1,4 @@
-"""The hosts' file: the seed's own example as it stands, our names, and every fault with its line."""
+"""The hosts' file: CeresTrain's own example as it stands, our names, and every fault with its line."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def index_of(uci: str) -> int:
 
 
 def record_of(fen: str, policy: dict[str, float], wdl: tuple[float, float, float], *, turned: bool = False):
-    """`turned`: the slots in the opposite order, as the seed writes them for Black."""
+    """`turned`: the slots in the opposite order, as CeresTrain writes them for Black."""
     record = np.zeros((), dtype=TPG_RECORD)
     squares, en_passant = from_fen([fen])
     record["results"] = [wdl, (0, 1, 0), (0.3, 0.3, 0.4)]

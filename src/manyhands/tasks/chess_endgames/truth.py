@@ -180,7 +180,8 @@ def _check_solvable(specification: Specification) -> None:
         names = ", ".join(sorted({name for one in large for name in needed_tables(one)}))
         raise DataError(
             f"{specification.text} has more than {SOLVED_MEN} men, whose truth is only known from Syzygy tables: "
-            f"{names}. Any mirror of the Syzygy tables has them: name the directory they are in."
+            f"{names}. Any mirror of the Syzygy tables has them: name the directory they are in "
+            "(task.syzygy=DIR, or --syzygy DIR)."
         )
 
 
