@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from manyhands.hosts.on_host.processes import begun
 from manyhands.ui.bench.loopback_host import LoopbackHost, loopback_host, sshd_program
 
 USER = "manyhands-test"
@@ -73,15 +75,24 @@ def sshd(unix_user: tuple[str, Path] | None) -> Iterator[LoopbackHost]:
 
 
 @pytest.fixture
-def host(sshd: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHost:
-    """The same host, as a person sees it who connects for the first time: a home with ~/.ssh and no trainings."""
+def host(sshd: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHost]:
+    """The same host, as a person sees it who connects for the first time: a home with ~/.ssh and no trainings.
+
+    What still runs there after a test is ended.
+    """
     sshd.client = tmp_path / "client"
     sshd.set_up_client()
     for name, value in sshd.environment().items():
         monkeypatch.setenv(name, value)
     if sshd.stopped:
         sshd.start()
-    return sshd
+    yield sshd
+    for file in sshd.home.rglob("status.json"):
+        with contextlib.suppress(ValueError, OSError, KeyError):
+            status = json.loads(file.read_text())
+            for name in ("pid", "child"):
+                if begun(status[name]) == status[f"{name}_start"]:
+                    os.kill(status[name], signal.SIGKILL)
 
 
 @pytest.fixture
@@ -102,30 +113,38 @@ def manyhands(host: LoopbackHost) -> Callable[..., subprocess.CompletedProcess[s
     return run
 
 
-@pytest.fixture
-def started(host: LoopbackHost) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the installed command, with its output in a pipe; it is ended with the test."""
-    processes = []
+class Started:
+    """The installed command as a process of its own, whose output goes to a file."""
 
-    def start(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("manyhands")), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, **host.environment(), "COLUMNS": "110"},
-            **settings,
-        )
-        processes.append(process)
-        return process
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], output: Path) -> None:
+        self._output = output
+        with output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("manyhands")), *arguments],
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **environment, "COLUMNS": "110"},
+            )
+
+    def ended(self, within_s: float = 60) -> tuple[int, str]:
+        """Exit code and output."""
+        return self.process.wait(within_s), self._output.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def started(host: LoopbackHost, tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """Start the installed command; it is ended with the test."""
+    running: list[Started] = []
+
+    def start(*arguments: str) -> Started:
+        running.append(Started(arguments, host.environment(), tmp_path / f"output-{len(running)}"))
+        return running[-1]
 
     yield start
-    for process in processes:
+    for command in running:
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+            command.process.send_signal(signal.SIGKILL)
+        command.process.wait()
 
 
 def until(ready: Callable[[], Any], what: str, *, within_s: float = 60) -> Any:

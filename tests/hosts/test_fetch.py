@@ -8,15 +8,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from manyhands.errors import BlobError, StorageError
-from manyhands.hosts.fetch import Fetched, _wanted, fetch
+from manyhands.hosts.agent import reached
+from manyhands.hosts.fetch import Fetched, _Wanted, _wanted, _Writing, fetch
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.launch import send_file
 from manyhands.hosts.on_host.files import CHUNK
-from manyhands.hosts.training import reached
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 BIG = 12 * CHUNK + 12_345
@@ -113,17 +114,25 @@ def test_what_is_here_is_compared_before_it_goes_on(remote: Path, tmp_path: Path
     assert files(here) == {name: content for name, content in files(remote).items() if name in RESULTS}
 
 
-def test_a_checkpoint_that_is_not_whole_is_never_seen(remote: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_whole_is_never_seen(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = tmp_path / "here"
 
     async def leave_in_the_middle() -> None:
         bringing = asyncio.create_task(fetch(host_named("server1"), str(remote), here))
-        while not (here / "checkpoints" / ".step-00000020.fetched" / "state" / "state.safetensors").is_file():
-            await asyncio.sleep(0.001)
-        bringing.cancel()
+
+        def leave(writing: _Writing, one: _Wanted, fields: dict[str, Any]) -> None:
+            chunk(writing, one, fields)
+            if fields["offset"] == CHUNK:
+                bringing.cancel()
+
+        chunk = _Writing.chunk
+        monkeypatch.setattr(_Writing, "chunk", leave)
         await asyncio.gather(bringing, return_exceptions=True)
 
     asyncio.run(leave_in_the_middle())
+    assert (here / "checkpoints" / ".step-00000020.fetched" / "state" / "state.safetensors").is_file()
     assert not (here / "checkpoints" / "step-00000020").exists()
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from manyhands.errors import ServerUnreachable, StorageError, WorkerError
-from manyhands.hosts.agent import SUPERVISOR, program
+from manyhands.hosts.agent import SUPERVISOR, program, reached
 from manyhands.hosts.follow import EVENTS, LOG, Copy, Follower
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.on_host.processes import begun
 from manyhands.hosts.patience import Patience
-from manyhands.hosts.training import exit_code_of, reached, words_of
+from manyhands.hosts.watching import exit_code_of, words_of
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 TELLING = """

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from manyhands.hosts.agent import SUPERVISOR, program
+from manyhands.hosts.agent import SUPERVISOR, program, reached
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.on_host.processes import begun
 from manyhands.hosts.record import Part, Record
-from manyhands.hosts.training import reached
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 TRAINING = """

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,12 @@ from typing import Any
 
 import pytest
 
+from manyhands.errors import DataError
+from manyhands.hosts.beginning import Wish
+from manyhands.hosts.fetch import Fetched
+from manyhands.hosts.hosts_file import Host
+from manyhands.hosts.record import Part, Record
+from manyhands.hosts.watching import Outcome, View
 from manyhands.ui.bench.loopback_host import LoopbackHost
 from manyhands.ui.main import run
 
@@ -28,24 +34,24 @@ def two(host: LoopbackHost, tmp_path: Path) -> LoopbackHost:
 
 def test_one_training_on_two_hosts_and_one_of_them_dies(
     two: LoopbackHost,
-    started: Callable[..., subprocess.Popen[str]],
+    started: Callable[..., Any],
     tiny: tuple[str, ...],
     wait: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     words = [*tiny, "rounds.total=100000", "run=both", "--no-export"]
-    process = started("train", "--host=server1,server2", *words)
+    command = started("train", "--host=server1,server2", *words)
     here = two.manyhands_home / "runs" / "both"
     wait(
         lambda: "step-" in (here / "events.jsonl").read_text() if (here / "events.jsonl").exists() else None,
         "a checkpoint",
     )
-    second = two.home / tmp_path.name / "second" / "runs" / "both-1"
+    second = two.home / tmp_path.name / "second" / "runs" / "both"
     status = json.loads((second / "status.json").read_text())
     os.kill(status["child"], signal.SIGKILL)
     begun = time.monotonic()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 137
+    code, output = command.ended()
+    assert code == 137
     assert time.monotonic() - begun < 40
     assert "on cpu, 2 processes" in output
     assert re.search(
@@ -58,20 +64,48 @@ def test_one_training_on_two_hosts_and_one_of_them_dies(
 
 
 def test_several_trainings_share_hosts_and_a_table(
-    two: LoopbackHost, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    two: LoopbackHost,
+    tiny: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = [*tiny, "rounds.total=1", "optimizer.lr=1e-3,1e-2,1e30", "--no-export", "--logs", "json"]
+    """Each host takes the next when it is free. The trainings themselves are not: one lasts, one cannot begin."""
+    on: dict[str, list[str]] = {"server1": [], "server2": []}
+
+    async def begin(hosts: list[Host], wish: Wish, _view: View) -> Record:
+        rate = wish.configuration.plan.local.optimizer.lr
+        on[hosts[0].host_name].append(f"{rate:g}")
+        if rate == 3:
+            raise DataError("no such file there")
+        return Record(run=wish.run, parts=(Part(host=hosts[0].host_name, directory="/"),))
+
+    async def watch(_directory: Path, record: Record, view: View, *, replay: bool) -> Outcome:
+        assert not replay
+        await asyncio.sleep(0.6 if record.parts[0].host == "server1" else 0.1)
+        view.event({"kind": "finished", "step": 5})
+        failed = on["server2"][-1] == "4" and record.parts[0].host == "server2"
+        ending = {"state": "ended", "exit_code": 9 if failed else 0, "tail": ["the disk is full"]}
+        return Outcome(
+            exit_code=ending["exit_code"], endings={record.parts[0].host: ending}, fetched=Fetched()
+        )
+
+    monkeypatch.setattr("manyhands.ui.host_sweep.begin", begin)
+    monkeypatch.setattr("manyhands.ui.host_sweep.watch", watch)
+    words = [*tiny, "optimizer.lr=1,2,3,4", "--logs", "json"]
     code = run(["train", "-m", "--host", "server1", "--host", "server2", *words])
     output = capsys.readouterr()
+    assert on == {"server1": ["1"], "server2": ["2", "3", "4"]}
     events = [json.loads(line) for line in output.out.splitlines()]
-    finished = {event["run"] for event in events if event["kind"] == "finished"}
-    assert {name.partition(" ")[2] for name in finished} == {"optimizer.lr=0.001", "optimizer.lr=0.01"}
-    assert {event["run"].partition(" ")[0] for event in events} == {"server1", "server2"}
-    assert code == 12
-    assert re.search(
-        r"error: server\d optimizer\.lr=1e\+30: the training .* ended with exit code 12", output.err
+    finished = sorted(event["run"] for event in events if event["kind"] == "finished")
+    assert finished == ["server1 optimizer.lr=1", "server2 optimizer.lr=2", "server2 optimizer.lr=4"]
+    assert any(
+        e["run"] == "server2 optimizer.lr=3" and "no such file there" in e.get("text", "") for e in events
     )
-    assert len(list((two.manyhands_home / "runs").iterdir())) == 3
+    assert re.search(
+        r"error: server2 optimizer\.lr=4: the training .* code 9\. Its last lines:\n  the disk", output.err
+    )
+    assert code == DataError.exit_code  # of the first that failed, in the order of the combinations
+    assert two.user
 
 
 def test_what_does_not_go_together(
@@ -81,6 +115,10 @@ def test_what_does_not_go_together(
     assert "saved by all of them into one directory" in capsys.readouterr().err
     assert run(["train", "--host", "server1,server1", *tiny]) == 3
     assert "named twice" in capsys.readouterr().err
+    assert run(["train", "--host", "server1", *tiny, "exec.run_in_docker=true"]) == 3
+    assert "server1 has no DockerLaunchCommand in the hosts' file" in capsys.readouterr().err
+    assert run(["train", "--host", "server1", *tiny, "rank=0", "world_size=2"]) == 2
+    assert "--host=a,b does that itself" in capsys.readouterr().err
     assert run(["train", *tiny, "exec.run_in_docker=true"]) == 2
     assert "give --host" in capsys.readouterr().err
     assert run(["train", *tiny, "--no-export"]) == 2

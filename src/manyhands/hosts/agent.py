@@ -18,7 +18,7 @@ from importlib.resources import files
 from typing import IO, Any, Final
 
 from manyhands.errors import ManyhandsError, ProtocolError, ServerUnreachable, StorageError, WorkerError
-from manyhands.hosts.connection import Channel, Connection
+from manyhands.hosts.connection import Channel, Connection, connected
 from manyhands.hosts.docker import without_terminal
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.on_host.files import CHUNK
@@ -300,3 +300,10 @@ async def agent(
         yield found
     finally:
         found.close()
+
+
+@contextlib.asynccontextmanager
+async def reached(host: Host, *, docker: bool = False) -> AsyncIterator[Agent]:
+    """An agent on a host."""
+    async with connected(host) as connection, agent(connection, host, docker=docker) as there:
+        yield there

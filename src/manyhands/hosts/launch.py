@@ -40,7 +40,9 @@ class Facts:
     address: str | None
     outputs: str | None
     runs: str
-    """The directory in which the run's own will be."""
+    """The directory in which the run's own will be: on the mount, where there is one."""
+    own_runs: str
+    """The same in WorkDir."""
     shared: bool
     raw: Mapping[str, Any]
 
@@ -80,6 +82,7 @@ async def look(there: Agent, host: Host, *, paths: Sequence[str] = (), gpus: boo
         address=host.address or raw["address"],
         outputs=raw["outputs"],
         runs=f"{root}/runs",
+        own_runs=f"{raw['work']}/runs",
         shared=shared,
         raw=raw,
     )

@@ -12,8 +12,9 @@ from rich.console import Group
 from rich.text import Text
 
 from manyhands.errors import ManyhandsError
+from manyhands.hosts.beginning import Wish, begin
 from manyhands.hosts.hosts_file import Host
-from manyhands.hosts.training import Wish, begin, watch, words_of
+from manyhands.hosts.watching import watch, words_of
 from manyhands.ui.host_training import REFRESH_PER_S, Signals, detached, printable_lines
 from manyhands.ui.live import Screen
 from manyhands.ui.live_training import train_line
@@ -40,7 +41,7 @@ class SweepScreen(Screen):
 
 
 class OneOfMany:
-    """The view of one training in the common table (hosts/training.py: View)."""
+    """The view of one training in the common table (hosts/watching.py: View)."""
 
     def __init__(self, screen: SweepScreen, table: TrainingTable) -> None:
         self._screen, self._table = screen, table

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import click
 
 from manyhands.errors import Interrupted, ManyhandsError
+from manyhands.hosts.beginning import Wish, begin
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.record import Record
-from manyhands.hosts.training import Outcome, Wish, begin, stop, watch, words_of
+from manyhands.hosts.watching import Outcome, stop, watch, words_of
 from manyhands.ui.live_training import TrainScreen
 from manyhands.ui.terminal import human_bytes, human_seconds, printable
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import click
 
 from manyhands.errors import DataError, StorageError
+from manyhands.hosts.agent import reached
+from manyhands.hosts.beginning import Wish
 from manyhands.hosts.hosts_file import Host, chosen
-from manyhands.hosts.training import Wish, reached
 from manyhands.ui.live import choose_logs
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class There:
     def _wish(self, configuration: Configuration, directory: Path | None) -> Wish:
         from manyhands.ui.host_training import directory_for
 
+        start = configuration.start
+        if start.rank is not None or start.nodes is not None or start.master_addr is not None:
+            raise click.UsageError(
+                "rank, world_size, nodes and master_addr are for those started by hand: --host=a,b does that itself"
+            )
         directory = directory_for(configuration, directory)
         plan = configuration.plan
         if self.shards is not None:

@@ -112,7 +112,7 @@ async def _states(records: list[Record]) -> dict[tuple[str, str], str]:
 
 async def _state(record: Record, part: Part) -> str:
     from manyhands.errors import ManyhandsError
-    from manyhands.hosts.training import state_of
+    from manyhands.hosts.watching import state_of
 
     ending = part.ending
     if ending is None:
@@ -258,9 +258,9 @@ def logs(run: str, lines: int) -> None:
 
 async def _log(directory: Path, record: Record, part: Part) -> str:
     from manyhands.errors import ServerUnreachable
+    from manyhands.hosts.agent import reached
     from manyhands.hosts.follow import LOG
     from manyhands.hosts.hosts_file import host_named
-    from manyhands.hosts.training import reached
 
     here = directory / "logs" / f"{part.host}.log"
     try:
@@ -316,7 +316,7 @@ def fetch(run: str, everything: bool) -> None:
 def stop(run: str, now: bool) -> None:
     """Ask a training on a host to save and end. `hosts attach` shows how it does, and brings back what it saved."""
     from manyhands.hosts.record import run_named
-    from manyhands.hosts.training import stop as ask
+    from manyhands.hosts.watching import stop as ask
 
     _, record = run_named(run)
     for part in record.parts:
