@@ -99,7 +99,7 @@ def host(sshd: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def manyhands(host: LoopbackHost) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the installed command as somebody who has hosts."""
 
-    def run(*arguments: str, timeout: float = 120, **settings: Any) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 240, **settings: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(Path(sys.executable).with_name("manyhands")), *arguments],
             capture_output=True,
@@ -126,7 +126,7 @@ class Started:
                 env={**os.environ, **environment, "COLUMNS": "110"},
             )
 
-    def ended(self, within_s: float = 60) -> tuple[int, str]:
+    def ended(self, within_s: float = 120) -> tuple[int, str]:
         """Exit code and output."""
         return self.process.wait(within_s), self._output.read_text(encoding="utf-8")
 
@@ -147,7 +147,7 @@ def started(host: LoopbackHost, tmp_path: Path) -> Iterator[Callable[..., Starte
         command.process.wait()
 
 
-def until(ready: Callable[[], Any], what: str, *, within_s: float = 60) -> Any:
+def until(ready: Callable[[], Any], what: str, *, within_s: float = 150) -> Any:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         if found := ready():
@@ -159,6 +159,18 @@ def until(ready: Callable[[], Any], what: str, *, within_s: float = 60) -> Any:
 @pytest.fixture(scope="session")
 def wait() -> Callable[..., Any]:
     return until
+
+
+@pytest.fixture(scope="session")
+def endless(tiny: tuple[str, ...]) -> tuple[str, ...]:
+    """A training that ends when it is asked to, and keeps the machine free for others meanwhile."""
+    return (
+        *tiny,
+        "rounds.total=100000",
+        "rounds.snapshot_every=100000",
+        "logging.every_steps=100",
+        "--no-export",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -35,16 +35,16 @@ def two(host: LoopbackHost, tmp_path: Path) -> LoopbackHost:
 def test_one_training_on_two_hosts_and_one_of_them_dies(
     two: LoopbackHost,
     started: Callable[..., Any],
-    tiny: tuple[str, ...],
+    endless: tuple[str, ...],
     wait: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    words = [*tiny, "rounds.total=100000", "run=both", "--no-export"]
+    words = [*endless, "run=both"]
     command = started("train", "--host=server1,server2", *words)
     here = two.manyhands_home / "runs" / "both"
     wait(
-        lambda: "step-" in (here / "events.jsonl").read_text() if (here / "events.jsonl").exists() else None,
-        "a checkpoint",
+        lambda: '"step"' in (here / "events.jsonl").read_text() if (here / "events.jsonl").exists() else None,
+        "a step",
     )
     second = two.home / tmp_path.name / "second" / "runs" / "both"
     status = json.loads((second / "status.json").read_text())
@@ -52,7 +52,7 @@ def test_one_training_on_two_hosts_and_one_of_them_dies(
     begun = time.monotonic()
     code, output = command.ended()
     assert code == 137
-    assert time.monotonic() - begun < 40
+    assert time.monotonic() - begun < 90  # the other one has 30 s to save
     assert "on cpu, 2 processes" in output
     assert re.search(
         r"server2 has ended: the other hosts are asked to save and end|server1 has ended", output

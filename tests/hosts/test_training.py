@@ -90,11 +90,11 @@ def test_from_the_command_to_the_files(
 def going_on(
     host: LoopbackHost,
     started: Callable[..., Any],
-    tiny: tuple[str, ...],
+    endless: tuple[str, ...],
     wait: Callable[..., Any],
 ) -> Iterator[tuple[Any, Path, dict[str, Any]]]:
     """A training that would take for ever, seen here, and its processes there."""
-    command = started("train", "--host", "server1", *tiny, "rounds.total=100000", "--no-export")
+    command = started("train", "--host", "server1", *endless)
     runs = host.manyhands_home / "runs"
     here = wait(lambda: next(iter(runs.glob("*")), None) if runs.is_dir() else None, "the run's directory")
     wait(
