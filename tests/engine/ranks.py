@@ -22,12 +22,12 @@ from manyhands.tasks.protocol import Loss
 
 PARALLEL = {
     "single": Parallel(),
-    "accumulated": Parallel(micro_batch_size=2),
+    "accumulated": Parallel(micro_batch_size=4),
     "ddp": Parallel(),
-    "ddp_accumulated": Parallel(micro_batch_size=1),
+    "ddp_accumulated": Parallel(micro_batch_size=2),
     "fsdp": Parallel(strategy="fsdp", activation_checkpointing=True),
     "tensor": Parallel(tensor_parallelism=2),
-    "fsdp_accumulated": Parallel(strategy="fsdp", micro_batch_size=1),
+    "fsdp_accumulated": Parallel(strategy="fsdp", micro_batch_size=2),
     "ddp_resumed": Parallel(),
     "fsdp_resumed": Parallel(strategy="fsdp"),
     "ddp_one_nan": Parallel(),
