@@ -1,0 +1,126 @@
+"""What is sent and how it is started, on a real host; the trainings are ended before they have loaded anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyhands.engine.configuration import configure
+from manyhands.errors import PlanError
+from manyhands.hosts.beginning import Wish, begin
+from manyhands.hosts.hosts_file import Host, host_named
+from manyhands.hosts.inputs import inputs_of
+from manyhands.hosts.launch import Job, configured_for, environment_of_job
+from manyhands.hosts.record import Record, recorded
+from manyhands.hosts.watching import stop
+from manyhands.ui.bench.loopback_host import LoopbackHost
+
+TINY = ["task=tabular", "task.table.generated_rows=200", "local.steps=5", "local.batch_size=8"]
+
+
+class Told:
+    """A view that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def event(self, event: dict[str, Any]) -> None: ...
+
+    def line(self, host: str, text: str) -> None: ...
+
+    def tell(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def begun(
+    directory: Path, *words: str, plan_file: Path | None = None, **settings: Any
+) -> tuple[Record, list[str]]:
+    """Begun on server1, and ended at once."""
+    told = Told()
+    configuration = configure(words, plan_file=plan_file) if plan_file else configure([*TINY, *words])
+    wish = Wish(configuration=configuration, run=directory.name, directory=directory, **settings)
+
+    async def go() -> Record:
+        record = await begin([host_named("server1")], wish, told)
+        await stop(record.parts[0], docker=False, now=True)
+        return record
+
+    return asyncio.run(go()), told.texts
+
+
+def test_a_mount_is_used_when_there_is_one(host: LoopbackHost) -> None:
+    host.write_hosts(PathToOutputFromHost=str(host.manyhands_home))
+    here = host.manyhands_home / "runs" / "mounted"
+    record, _ = begun(here)
+    assert record.shared
+    assert record.parts[0].directory == str(here)
+    assert (here / "job.json").is_file()
+    assert recorded(here) == record
+
+
+def test_without_the_mount_it_is_told_and_results_come_back(host: LoopbackHost) -> None:
+    host.write_hosts(PathToOutputFromHost="/nowhere/cout")
+    record, told = begun(host.manyhands_home / "runs" / "alone")
+    assert not record.shared
+    assert record.parts[0].directory == str(host.home / "manyhands" / "runs" / "alone")
+    assert "server1: /nowhere/cout is missing, so results come back over the connection" in told
+
+
+def test_the_code_of_a_task_of_ones_own_is_sent(
+    host: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("FAMILY = None\n")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("task: {name: custom, target: 'mine:FAMILY'}\n")
+    record, _ = begun(host.manyhands_home / "runs" / "own", plan_file=plan, allowed=("mine:FAMILY",))
+    there = Path(record.parts[0].directory)
+    assert (there / "code" / "mine.py").read_text() == "FAMILY = None\n"
+    job = json.loads((there / "job.json").read_text())
+    assert job["environment"]["PYTHONPATH"] == str(there / "code")
+    assert job["command"][-2:] == ["--allow-task", "mine:FAMILY"]
+    plan.write_text("task: {name: custom, target: 'other:FAMILY'}\n")
+    with pytest.raises(PlanError, match=r"there is no other\.py here .*run this where it lies"):
+        inputs_of(configure(plan_file=plan).plan, ("other:FAMILY",))
+
+
+def test_shards_of_this_machine_are_sent_once(host: LoopbackHost, tmp_path: Path) -> None:
+    shards = tmp_path / "KPkp"
+    (shards / "training").mkdir(parents=True)
+    (shards / "manifest.json").write_text("{}")
+    (shards / "training" / "0.parquet").write_bytes(b"rows" * 1000)
+    record, told = begun(host.manyhands_home / "runs" / "sharded", upload=shards)
+    there = Path(record.parts[0].directory)
+    (place,) = (there.parent.parent / "shards").iterdir()
+    assert place.name.startswith("KPkp-")
+    assert (place / "training" / "0.parquet").read_bytes() == b"rows" * 1000
+    assert f"shards: ../../shards/{place.name}" in (there / "plan.yaml").read_text()
+    assert any(text.startswith("sending 2 files of shards") for text in told)
+    _, told = begun(host.manyhands_home / "runs" / "again", upload=shards)
+    assert "sent 0 MiB of shards; the rest was there" in told
+
+
+def test_what_a_host_has_of_its_own_holds_there(tmp_path: Path) -> None:
+    entry = {
+        "HostName": "a",
+        "OverridePyTorchCompileMode": "max-autotune",
+        "Environment": {"NCCL_DEBUG": "INFO"},
+    }
+    host = Host.parse(entry, where="a test")
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    configuration = configure(
+        ["task=tabular", f"task.table.files=[{tmp_path / 'rows.csv'}, /data/other.csv]", "task.target=b"]
+    )
+    inputs = inputs_of(configuration.plan)
+    assert [sent.name for sent in inputs.files] == ["inputs/00-rows.csv"]
+    assert inputs.elsewhere == ("/data/other.csv",)
+    texts = configured_for(host, configuration, inputs)
+    assert "compile: max-autotune" in texts["engine.yaml"]
+    assert "inputs/00-rows.csv" in texts["plan.yaml"]
+    environment = environment_of_job(host, Job(run="r", inputs=inputs, devices=(3, 1)), "/runs/r")
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["NCCL_DEBUG"]) == ("3,1", "INFO")
+    assert "PYTHONPATH" not in environment
