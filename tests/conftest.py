@@ -1,5 +1,5 @@
-"""Every process of the tests computes with one thread, unless a test says otherwise: there are few cores, many of them
-run at a time, and threads that wait for each other on a busy core take most of its time."""
+"""Every process of the tests computes with one thread, unless a test says otherwise: there are few cores, many
+processes run at a time, and threads that wait for each other on a busy core take most of its time."""
 
 from __future__ import annotations
 
