@@ -16,6 +16,7 @@ from manyhands.plan.tasks import ChessEndgamesTask
 from manyhands.tasks.chess_endgames.task import is_held_out
 from manyhands.tasks.chess_endgames.tpg import RECORD_BYTES, TPG_RECORD, policy_moves, read_tpg
 from manyhands.tasks.chess_endgames.truth import open_source
+from manyhands.tasks.protocol import VALIDATION
 from manyhands.tasks.registry import family_of
 from manyhands.tasks.tpg_shards import import_tpg
 
@@ -75,9 +76,13 @@ def test_every_position_once(tmp_path: Path, files: Path) -> None:
     family = family_of(plan)
     family.prepare(plan, tmp_path / "materials")
     task = family.open(plan, tmp_path / "materials")
-    loss = task.loss(task.build_model(), task.batch(np.arange(16)))
+    model = task.build_model()
+    loss = task.loss(model, task.batch(np.arange(16)))
     loss.mean.backward()
     assert loss.mean.isfinite()
+    metrics = task.metrics(VALIDATION)  # outcomes of moves and distances are not known
+    metrics.add(model, task.batch(np.arange(16), VALIDATION))
+    assert set(metrics.values()) == {"value_accuracy"}
 
 
 def test_what_is_no_tpg_file(tmp_path: Path, files: Path) -> None:

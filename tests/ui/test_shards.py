@@ -80,7 +80,7 @@ def test_a_training_needs_no_other_word_than_the_directory(manyhands: Run, endga
         assert f"{line}\n" in composed
     short = ("local.steps=2", "rounds.total=1", "schedule.warmup_steps=1", "evaluation.max_batches=1")
     trained = manyhands(
-        "train", "--shards", str(endgames), "--pieces=KPk", *short, "exec.threads=1", timeout=200
+        "train", "--shards", str(endgames), "--pieces=kpK", *short, "exec.threads=1", timeout=200
     )
     assert trained.returncode == 0, trained.stderr
     assert "finished at step 2" in trained.stdout

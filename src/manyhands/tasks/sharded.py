@@ -96,7 +96,10 @@ class ShardedFamily:
     def _prepare_model(self, plan: Plan, manifest: Manifest, directory: Path) -> Prepared:
         if isinstance(self._family, KeepsDataApart):
             return self._family.prepare_model(plan, directory)
-        assert manifest.first_weights is not None, "packing keeps those of such a family"
+        if manifest.first_weights is None:
+            raise DataError(
+                f"{_directory(plan) / MANIFEST} names no first weights, which shards of such a task have: pack them again"
+            )
         model = self._family.open(plan, directory).build_model()
         return Prepared(
             materials={n: directory / n for n in manifest.materials if n != manifest.first_weights},

@@ -87,11 +87,18 @@ def check_pieces(pieces: str | None, shards: str) -> None:
     """Raises a usage error where shards are of other chess pieces than was said, or of no chess at all."""
     task = task_of(shards)
     found = task.get("pieces")
-    if pieces is not None and pieces != found:
+    if pieces is not None and (found is None or not same_pieces(pieces, found)):
         what = f"the task {task['name']}" if found is None else f"the pieces {found}"
         raise click.UsageError(
             f"--pieces {pieces} contradicts the shards in {shards}, which are of {what}: leave it out, or give others"
         )
+
+
+def same_pieces(one: str, other: str) -> bool:
+    """Whether two specifications say the same, such as KPkr and KRkp. Raises DataError for one that is impossible."""
+    from manyhands.tasks.chess_endgames.pieces import parse
+
+    return parse(one).text == parse(other).text
 
 
 def quoted(text: str) -> str:

@@ -49,10 +49,15 @@ def loss_of(outputs: Outputs, batch: Batch, weights: EndgameLoss) -> Loss:
         target = best / best.sum(dim=1, keepdim=True)
         parts.append(weights.policy * -(target * policy.log_softmax(dim=1)).sum(dim=1).mean())
     if weights.moves_left:
-        decided = (batch["value"] != _DRAW).float()
+        decided = _distance_known(batch).float()
         off = F.huber_loss(moves_left, batch["dtz"].float().abs() / PLIES, reduction="none")
         parts.append(weights.moves_left * (off * decided).sum() / decided.sum().clamp(min=1))
     return Loss(mean=torch.stack(parts).sum(), count=len(value))
+
+
+def _distance_known(batch: Batch) -> torch.Tensor:
+    """bool [B]: won and lost positions; not those that were imported without their distance."""
+    return (batch["value"] != _DRAW) & (batch["dtz"] != 0)
 
 
 # ------------------------------------------------------------------------------------------ the measures
@@ -84,9 +89,10 @@ class EndgameMetrics(Metrics):
         likeliest = policy.argmax(axis=1)
         reached = outcomes[every, likeliest]
         best = np.where(outcomes == _NO_MOVE, 0, outcomes).max(axis=1)
-        np.add.at(self._policy, (best, reached), 1)
+        told = reached != _NO_MOVE  # imported positions do not say what moves lead to
+        np.add.at(self._policy, (best[told], reached[told]), 1)
 
-        decided = truth != _DRAW
+        decided = _array(_distance_known(batch))
         plies = np.abs(_array(outputs.moves_left.float()) * PLIES - np.abs(rows["dtz"]))
         self._plies += [float(plies[decided].sum(dtype=np.float64)), int(decided.sum())]
 
@@ -98,7 +104,7 @@ class EndgameMetrics(Metrics):
             {**common, "truth": truth, "said": said, "move": np.full_like(move, -1)},
         )
         self._wrong["policy"].keep(
-            reached != best,
+            told & (reached != best),
             policy[every, likeliest],
             {**common, "truth": best, "said": reached, "move": move},
         )
@@ -122,10 +128,10 @@ class EndgameMetrics(Metrics):
         total = int(self._value.sum())
         if not total:
             return {}
-        figures = {
-            "value_accuracy": int(np.trace(self._value)) / total,
-            "policy_accuracy": int(np.trace(self._policy)) / total,
-        }
+        figures = {"value_accuracy": int(np.trace(self._value)) / total}
+        moves = int(self._policy.sum())
+        if moves:
+            figures["policy_accuracy"] = int(np.trace(self._policy)) / moves
         if self._plies[1]:
             figures["moves_left_error"] = float(self._plies[0] / self._plies[1])
         return figures
