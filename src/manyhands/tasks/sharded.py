@@ -98,7 +98,8 @@ class ShardedFamily:
             return self._family.prepare_model(plan, directory)
         if manifest.first_weights is None:
             raise DataError(
-                f"{_directory(plan) / MANIFEST} names no first weights, which shards of such a task have: pack them again"
+                f"{_directory(plan) / MANIFEST} names no first weights, which shards of such a task have: "
+                "pack them again"
             )
         model = self._family.open(plan, directory).build_model()
         return Prepared(

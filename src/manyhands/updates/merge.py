@@ -194,8 +194,8 @@ class Merger:
 
 
 def _anonymous_zeros(size: int) -> F32:
-    """Zeros in huge pages where the system has them, touched now: the first update would pay for it else, and in small
-    pages more than for its merge.
+    """Zeros in huge pages where the system has them, touched now: else the first update would pay for it, and in
+    small pages more than for its merge.
     """
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, max(1, size) * np.dtype(np.float32).itemsize, **private)
