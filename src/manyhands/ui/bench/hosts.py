@@ -192,10 +192,9 @@ def _kinds(process: subprocess.Popen[str], begun: float) -> Iterator[tuple[str, 
 
 async def _start_telling(host: LoopbackHost) -> tuple[int, Any]:
     """Something that tells as a training does, under a supervisor; its pid, and the record to attach to."""
-    from manyhands.hosts.agent import SUPERVISOR, program
+    from manyhands.hosts.agent import SUPERVISOR, program, reached
     from manyhands.hosts.hosts_file import host_named
     from manyhands.hosts.record import Part, Record
-    from manyhands.hosts.training import reached
 
     directory = str(host.home / "followed")
     job = {"command": [sys.executable, "-c", _TELLING, str(EVENTS_EVERY_S)]}

@@ -319,7 +319,8 @@ class _Training:
             from manyhands.engine.stopping import end_with_parent
 
             end_with_parent()
-        with TrainScreen(logs, configuration.plan.name) as screen:
+        samples_per_step = configuration.plan.local.batch_size
+        with TrainScreen(logs, configuration.plan.name, samples_per_step=samples_per_step) as screen:
             screen.show({"kind": "loading", "text": "loading torch"})
             from manyhands.engine.faults import check_trainable
             from manyhands.engine.run import train as run
