@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from manyhands.errors import ServerUnreachable, StorageError, WorkerError
-from manyhands.hosts.agent import SUPERVISOR, program, reached
+from manyhands.hosts.agent import AGENT, SUPERVISOR, program, reached
 from manyhands.hosts.follow import EVENTS, LOG, Copy, Follower
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.on_host.processes import begun
@@ -217,6 +217,15 @@ def test_the_runs_directory_is_lost(run: Run) -> None:
     assert "the run's directory on server1 is gone" in words_of("server1", ending)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(status["child"], signal.SIGKILL)
+
+
+def test_nothing_was_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.directory.mkdir(parents=True)
+    text = program(AGENT).replace("BEGIN_S = 20.0", "BEGIN_S = 0.5")
+    monkeypatch.setattr("manyhands.hosts.agent.program", lambda _modules: text)
+    ending, events, _ = run.follow()
+    assert "nothing was started on server1" in words_of("server1", ending)
+    assert (events, exit_code_of(ending)) == ([], WorkerError.exit_code)
 
 
 def test_a_full_disk_there_still_gives_the_end_and_the_last_lines(

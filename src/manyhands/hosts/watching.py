@@ -211,7 +211,9 @@ _SIGNALS: Final = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "
 
 def words_of(host: str, ending: dict[str, Any]) -> str:
     """How a training ended that did not end well, with the last lines that it printed."""
-    if ending["state"] == "gone":
+    if ending["state"] == "never started":
+        how = f"nothing was started on {host}"
+    elif ending["state"] == "gone":
         how = f"the run's directory on {host} is gone: its disk was lost, or somebody removed it"
     elif ending["state"] == "lost":
         how = (

@@ -68,7 +68,7 @@ def follow(line: Line, request: dict[str, Any]) -> None:
     """
     directory, offsets = absolute(request["run"]), dict(request["offsets"])
     told: Any = 0
-    beat = heard = time.monotonic()
+    beat = heard = begun_at = time.monotonic()
     while True:
         found = status_of(directory)  # before the files: what was written before the end is there
         sent = new_bytes(line, directory, offsets)
@@ -77,6 +77,9 @@ def follow(line: Line, request: dict[str, Any]) -> None:
             told, sent = found, True
         if found is None and not os.path.isdir(directory):
             line.answer(status={"state": "gone"}, free=None)
+            return
+        if found is None and time.monotonic() - begun_at > BEGIN_S:
+            line.answer(status={"state": "never started"}, free=None)
             return
         if found is not None and found["state"] != "running":
             line.answer(status=found, free=free_bytes(directory))

@@ -104,11 +104,13 @@ class LoopbackHost:
         """Kill the processes that serve connections, as a network that goes away does. Returns how many."""
         if self._sshd is None:
             return 0
-        sessions = [p for p in psutil.Process(self._sshd.pid).children(recursive=True) if "sshd" in p.name()]
-        for process in sessions:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        return len(sessions)
+        killed = 0
+        for process in psutil.Process(self._sshd.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends by itself just now
+                if "sshd" in process.name():
+                    process.kill()
+                    killed += 1
+        return killed
 
     def new_host_key(self) -> None:
         """As after the host was set up anew, or when another machine answers."""
