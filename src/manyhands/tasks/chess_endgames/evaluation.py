@@ -155,7 +155,7 @@ class EndgameMetrics(Metrics):
 
 
 class _Worst:
-    """The LISTED rows with the highest "sure", by name of their columns; the first of equals stay."""
+    """The LISTED rows with the highest "sure", by name of their columns, each position once."""
 
     def __init__(self) -> None:
         self.rows: dict[str, npt.NDArray[Any]] = {}
@@ -168,7 +168,12 @@ class _Worst:
 
     def add(self, rows: Mapping[str, npt.NDArray[Any]]) -> None:
         merged = {n: np.concatenate([self.rows[n], a]) if self.rows else a for n, a in rows.items()}
-        order = np.argsort(-merged["sure"], kind="stable")[:LISTED]
+        kept: dict[bytes, int] = {}  # by position: of many random ones some come twice
+        for row in np.argsort(-merged["sure"], kind="stable").tolist():
+            kept.setdefault(merged["squares"][row].tobytes(), row)
+            if len(kept) == LISTED:
+                break
+        order = list(kept.values())
         self.rows = {name: column[order] for name, column in merged.items()}
 
     def errors(self) -> list[dict[str, Any]]:
