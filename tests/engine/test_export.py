@@ -138,7 +138,11 @@ class FixedRows(torch.nn.Module):
 
 def _saved(model: torch.nn.Module) -> Saved:
     return Saved(
-        model=model.eval(), call=model, inputs={"x": torch.ones(4, 3)}, axes={"x": {0: "batch"}}, outputs=("y",)
+        model=model.eval(),
+        call=model,
+        inputs={"x": torch.ones(4, 3)},
+        axes={"x": {0: "batch"}},
+        outputs=("y",),
     )
 
 
