@@ -34,7 +34,7 @@ TINY: Final = (
 FOLLOWED_S: Final = 45.0
 RUN_S: Final = 180.0
 EVENTS_EVERY_S: Final = 1.0
-FETCHED_BYTES: Final = 512 << 20
+FETCHED_BYTES: Final = 256 << 20
 
 _TELLING: Final = """
 import json, sys, time
@@ -126,7 +126,7 @@ def host_follow(host: LoopbackHost) -> Measured:
 
 @_on_a_host
 def fetch_rate(host: LoopbackHost) -> Measured:
-    """A checkpoint of 512 MiB, hashed on both sides; beside it, the same file by scp; and once with a cut."""
+    """A checkpoint of 256 MiB, hashed on both sides; beside it, the same file by scp; and once with a cut."""
     from manyhands.hosts.fetch import fetch
     from manyhands.hosts.hosts_file import host_named
 

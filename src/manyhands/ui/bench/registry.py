@@ -176,7 +176,7 @@ GROUPS: dict[str, tuple[Measurement, ...]] = {
             unit="MiB/s",
             better="higher",
             target=150.0,
-            what="a checkpoint of 512 MiB from the host, hashed on both sides; beside it scp",
+            what="a checkpoint of 256 MiB from the host, hashed on both sides; beside it scp",
         ),
         Measurement(
             name="shard_make",
