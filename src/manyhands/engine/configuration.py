@@ -75,9 +75,10 @@ def configure(
     `task`: that of shards. Beneath a plan file's; in the place of a config's, of which only the model stays.
     """
     where = str(plan_file) if plan_file is not None else f"config '{config_name}'"
+    where += " with overrides" if overrides else ""
     if plan_file is None and task is None:
         data = compose_data(overrides, config_name, config_dir)
-        return _told_apart(data, where + (" with overrides" if overrides else ""))
+        return _told_apart(data, where)
     data = compose_data((), config_name, config_dir) if plan_file is None else read_plan_file(plan_file)
     if task is not None:
         own = data.get("task", {})
@@ -95,7 +96,7 @@ def kept_configuration(directory: Path, overrides: Sequence[str] = ()) -> Config
         data |= read_plan_file(directory / ENGINE_FILE)
     if overrides:
         data = apply_overrides(data, overrides)
-    return _told_apart(data, str(directory))
+    return _told_apart(data, str(directory) + (" with overrides" if overrides else ""))
 
 
 def _told_apart(data: dict[str, Any], where: str) -> Configuration:

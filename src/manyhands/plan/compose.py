@@ -78,7 +78,7 @@ def load_plan(path: Path | str, overrides: Sequence[str] = ()) -> Plan:
     data = read_plan_file(path)
     if overrides:
         data = apply_overrides(data, overrides)
-    return resolve(data, where=str(path))
+    return resolve(data, where=str(path) + (" with overrides" if overrides else ""))
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:

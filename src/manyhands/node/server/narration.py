@@ -29,9 +29,8 @@ def _news(before: RunView | None, view: RunView) -> Iterator[Event]:
     if not over:
         yield from _phase(before, view)
     if before is not None:
-        names = {client.key: client.label or client.key[:8] for client in view.clients}
         for incident in view.incidents:
-            who = names.get(incident.client, incident.client[:8])
+            who = _name(incident.client, view)
             yield {"kind": "incident", "client": incident.client, "text": f"{who} {incident.text}"}
         for closed in view.rounds:
             yield {"kind": "round", "round": closed.round, "text": _closed(closed, view)}
@@ -53,5 +52,12 @@ def _phase(before: RunView | None, view: RunView) -> Iterator[Event]:
 
 def _closed(closed: RoundView, view: RunView) -> str:
     loss = "" if closed.mean_loss is None else f", training loss {closed.mean_loss:.4f}"
-    left_out = "".join(f"; {u.client[:8]} not: {u.reason}" for u in closed.uncounted)
-    return f"round {closed.round + 1} of {view.total_rounds}: {len(closed.counted)} merged{loss}{left_out}"
+    left_out = "".join(f"; {_name(u.client, view)} not: {u.reason}" for u in closed.uncounted)
+    number = f"round {closed.round} ({closed.round + 1} of {view.total_rounds})"
+    return f"{number}: {len(closed.counted)} merged{loss}{left_out}"
+
+
+def _name(key: str, view: RunView) -> str:
+    """As in the ledger: clients of one machine often have the same label."""
+    label = next((client.label for client in view.clients if client.key == key), "")
+    return f"{label} {key[:8]}" if label else key[:8]
