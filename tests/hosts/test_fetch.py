@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from manyhands.errors import BlobError, StorageError
+from manyhands.errors import BlobError, ProtocolError, ServerUnreachable, StorageError
 from manyhands.hosts.agent import reached
-from manyhands.hosts.fetch import Fetched, _Wanted, _wanted, _Writing, fetch
+from manyhands.hosts.fetch import GIVEN, NEVER, Fetched, _listed, _Wanted, _Writing, fetch
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.launch import send_file
 from manyhands.hosts.on_host.files import CHUNK
@@ -147,10 +147,61 @@ def test_a_run_that_is_not_there_any_more(host: LoopbackHost, tmp_path: Path) ->
         brought(host.home / "nothing", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "checkpoints/../../x"])
-def test_names_that_lead_out_of_the_directory_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BlobError, match="not below the run's directory"):
-        _wanted(tmp_path, name, 1)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside",
+        "/etc/passwd",
+        "checkpoints/../../x",
+        "..\\..\\x",
+        "C:x",
+        "a/.ssh/x",
+        "./plan.yaml",
+        "a\n",
+        "",
+    ],
+)
+def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(BlobError, match="not a plain name below the run's directory"):
+        _listed([[name, 1]], ())
+
+
+@pytest.mark.parametrize(
+    "name", ["plan.yaml", "Host.json", "events.jsonl. ", "logs/server1.log", "inputs/text.txt"]
+)
+def test_what_is_kept_here_of_the_wish_is_not_taken_from_the_host(name: str) -> None:
+    with pytest.raises(BlobError, match="not asked for"):
+        _listed([[name, 1]], (*NEVER, *GIVEN))
+
+
+def test_everything_is_without_the_plan_of_the_host(remote: Path, tmp_path: Path) -> None:
+    (remote / "plan.yaml").write_text("task: {file: /home/me/.ssh/id_ed25519}")
+    brought(remote, tmp_path / "here", everything=True)
+    assert (tmp_path / "here" / "inputs").is_dir()
+    assert not (tmp_path / "here" / "plan.yaml").exists()
+
+
+@pytest.mark.parametrize("files", [[["x", -1]], [["x"]], [["x", "much"]], 7])
+def test_a_list_that_is_none_is_refused(files: object) -> None:
+    with pytest.raises(ProtocolError):
+        _listed(files, ())
+
+
+@pytest.mark.parametrize("wrong", [{"file": 1}, {"file": -1}, {"file": "x"}, {"offset": 4}, {"size": 11}])
+def test_bytes_that_were_not_asked_for_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    one = _Wanted(name="x", size=10, aside=tmp_path / "aside", final=tmp_path / "x")
+    with pytest.raises(ProtocolError):
+        _Writing([one], Fetched()).piece({"file": 0, "offset": 0, "size": 10} | wrong, memoryview(b"12345"))
+    assert not one.aside.exists()
+
+
+def test_a_file_that_is_not_as_long_as_it_was_listed_does_not_get_its_name(tmp_path: Path) -> None:
+    one = _Wanted(name="x", size=10, aside=tmp_path / "aside", final=tmp_path / "x")
+    writing = _Writing([one], Fetched())
+    writing.piece({"file": 0, "offset": 0, "size": 5}, memoryview(b"12345"))
+    with pytest.raises(ServerUnreachable, match="has changed meanwhile"):
+        writing.whole(one, 10)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_large_file_to_the_host_goes_on_as_well(host: LoopbackHost, tmp_path: Path) -> None:

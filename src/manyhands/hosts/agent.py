@@ -31,6 +31,8 @@ _AHEAD_BYTES: Final = 32 << 20
 """Answers that wait for their reader; then the host waits."""
 _UNDER_WAY: Final = 4
 """Chunks that were sent and are not answered yet."""
+_LINE_BYTES: Final = 256 << 20
+"""The longest line of a frame: the listing of a great many files."""
 _NO_PYTHON: Final = 127
 _BOOT: Final = (
     "import sys;sys.path[:1]=[];f=open(0,'rb');t=f.read(int(f.readline()));g={'__name__':'on_host'};"
@@ -86,7 +88,10 @@ Pieces = Callable[[dict[str, Any], memoryview], None]
 
 
 class Agent:
-    """Requests to one agent. One at a time is being answered; more may be waiting."""
+    """Requests to one agent. One at a time is being answered; more may be waiting.
+
+    What it answers is not trusted: frames that are none end the connection with ProtocolError.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -98,13 +103,21 @@ class Agent:
         self._begun = asyncio.Event()
         self._complaints = b""
         self._ended: str | None = None
+        self._fault: ManyhandsError | None = None
         self._exit_code: int | None = None
         self._waiting_bytes = 0
         self._turn = asyncio.Lock()
 
     # ------------------------------------------------------------------ connection.Receiver
     def received(self, data: bytes) -> None:
-        self._frames.feed(data)
+        if self._fault is not None:
+            return
+        try:
+            self._frames.feed(data)
+        except ManyhandsError as error:
+            self._fault = type(error)(f"{self._host.host_name}: {error}")
+            self.closed(str(error))
+            self.close()
         if self._frames.marked:
             self._begun.set()
 
@@ -162,7 +175,8 @@ class Agent:
     async def stream(self, op: str, *, pieces: Pieces | None = None, **fields: Any) -> AsyncIterator[Answer]:
         """One request with many answers; the last one, which does not say `more`, comes as well.
 
-        pieces: gets the bodies as they arrive, before their answer, which then has none; it must not raise.
+        pieces: gets the bodies as they arrive, before their answer, which then has none. A ManyhandsError of it ends
+        the connection and is raised here.
         """
         async with self._turn:
             self._frames.pieces = pieces
@@ -211,6 +225,8 @@ class Agent:
 
     async def _next(self, op: str) -> Answer:
         answer = None if self._ended is not None and self._answers.empty() else await self._answers.get()
+        if self._fault is not None and answer is None:
+            raise self._fault
         if answer is None:
             complaints = self._complaints.decode("utf-8", "replace").strip()
             raise ServerUnreachable(
@@ -227,7 +243,7 @@ class Agent:
 
 def _fault(host: Host, op: str, fields: dict[str, Any]) -> ManyhandsError:
     text = f"{host.host_name}: {fields['error']}"
-    return StorageError(text) if fields["kind"] == "os" else WorkerError(f"{text} ({op})")
+    return StorageError(text) if fields.get("kind") == "os" else WorkerError(f"{text} ({op})")
 
 
 @dataclass(slots=True)
@@ -260,14 +276,15 @@ class _Frames:
         end = data.find(b"\n")
         if end < 0:
             self._buffer += data
+            if len(self._buffer) > _LINE_BYTES:
+                raise ProtocolError(
+                    f"the host answered a line of more than {_LINE_BYTES >> 20} MiB, which is no frame"
+                )
             return view[len(view) :]
         line = bytes(self._buffer) + data[:end]
         self._buffer.clear()
-        try:
-            fields = json.loads(line)
-        except ValueError:
-            raise ProtocolError(f"the host answered {line[:200]!r}, which is no frame") from None
-        answer, self._left = Answer(fields, bytearray()), fields.get("size", 0)
+        fields, self._left = _fields(line)
+        answer = Answer(fields, bytearray())
         if self._left:
             self._answer = answer
         else:
@@ -287,6 +304,18 @@ class _Frames:
             self._answer = None
             self.arrived(answer)
         return view[len(part) :]
+
+
+def _fields(line: bytes) -> tuple[dict[str, Any], int]:
+    """Of a frame, and the size of its body. Raises ProtocolError."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        fields = None
+    size = fields.get("size", 0) if isinstance(fields, dict) else None
+    if type(size) is not int or not 0 <= size <= CHUNK:
+        raise ProtocolError(f"the host answered {line[:200]!r}, which is no frame")
+    return fields, size
 
 
 @contextlib.asynccontextmanager

@@ -13,42 +13,28 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Final
 
-from manyhands.errors import BlobError, ServerUnreachable, StorageError
+from manyhands.errors import BlobError, ProtocolError, ServerUnreachable, StorageError
 from manyhands.hosts.agent import Agent, agent
 from manyhands.hosts.connection import connected
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.on_host.files import CHUNK
 from manyhands.hosts.patience import Patience, patiently
 
-NOT_RESULTS: Final = (
-    *(
-        "materials",
-        "inputs",
-        "code",
-        "events.jsonl",
-        "host.log",
-        "status.json",
-        "status.json.aside",
-        "job.json",
-    ),
-    *(
-        "supervisor.py",
-        "supervisor.log",
-        "room",
-        "lock",
-        "plan.yaml",
-        "engine.yaml",
-        "host.json",
-        "rendezvous.json",
-    ),
+GIVEN: Final = ("materials", "inputs", "code")
+"""What the host was given, or has made of it: comes only when everything is asked for."""
+NEVER: Final = (
+    *("plan.yaml", "engine.yaml", "host.json", "events.jsonl", "logs", "lock", "rendezvous.json", "room"),
+    *("host.log", "status.json", "status.json.aside", "job.json", "supervisor.py", "supervisor.log"),
 )
+"""What is never taken from the host: it would change what is kept here of the wish, or is of no use here."""
 SILENCE_S: Final = 20.0
 _CHECKPOINT: Final = re.compile(r"^checkpoints/((?:step|round)-\d{8,})/(.+)$")
+_PLAIN: Final = re.compile(r"[^\\:\x00-\x1f]+\Z")
 _ALWAYS_BYTES: Final = 4096
 
 
@@ -94,7 +80,7 @@ async def fetch(
     async def attempt() -> None:
         async with connected(host) as connection, agent(connection, host, docker=docker) as there:
             patience.answered()
-            await _bring(there, remote, directory, result, () if everything else NOT_RESULTS)
+            await _bring(there, remote, directory, result, NEVER if everything else (*NEVER, *GIVEN))
 
     begun = time.monotonic()
     await patiently(patience, attempt)
@@ -104,11 +90,13 @@ async def fetch(
     return result
 
 
-async def _bring(there: Agent, remote: str, directory: Path, result: Fetched, without: Iterable[str]) -> None:
+async def _bring(
+    there: Agent, remote: str, directory: Path, result: Fetched, without: Collection[str]
+) -> None:
     answer = await there.ask("listing", path=remote, without=list(without))
     if not answer["there"]:
         raise StorageError(f"{remote} is not on the host any more")
-    listed = [(str(name), int(size)) for name, size in answer["files"]]
+    listed = _listed(answer["files"], without)
     wanted = [w for name, size in listed if (w := _wanted(directory, name, size)) is not None]
     for one in wanted:
         await _find_offset(there, remote, one)
@@ -126,11 +114,37 @@ def _aside(directory: Path, checkpoint: str) -> Path:
     return directory / "checkpoints" / f".{checkpoint}.fetched"
 
 
+def _listed(files: Any, without: Collection[str]) -> list[tuple[str, int]]:
+    """Names and sizes as the host says. Raises ProtocolError, BlobError."""
+    try:
+        listed = [(str(name), int(size)) for name, size in files]
+    except (TypeError, ValueError):
+        raise ProtocolError("the host's list of files is none") from None
+    for name, size in listed:
+        _check_name(name, without)
+        if size < 0:
+            raise ProtocolError(f"the host lists {name!r} with {size} bytes")
+    return listed
+
+
+def _check_name(name: str, without: Collection[str]) -> None:
+    """What the host was told to leave out is left out here too, whatever it lists. Raises BlobError.
+
+    A name is taken as any system would read it: case, and dots and spaces at the end, make no difference.
+    """
+    parts = name.split("/")
+    if any(not part or part.startswith(".") for part in parts) or not _PLAIN.match(name):
+        raise BlobError(
+            f"the host lists a file {name!r}, which is not a plain name below the run's directory"
+        )
+    if parts[0].rstrip(". ").casefold() in without:
+        raise BlobError(
+            f"the host lists {name!r}, which is not asked for: what is kept here of the run would change"
+        )
+
+
 def _wanted(directory: Path, name: str, size: int) -> _Wanted | None:
-    """None for what is here already. Raises BlobError for a name that leads out of the directory."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts:
-        raise BlobError(f"the host lists a file {name!r}, which is not below the run's directory")
+    """None for what is here already."""
     checkpoint = _CHECKPOINT.match(name)
     if checkpoint is not None:
         if (directory / "checkpoints" / checkpoint[1]).is_dir():
@@ -138,7 +152,7 @@ def _wanted(directory: Path, name: str, size: int) -> _Wanted | None:
         return _Wanted(
             name=name, size=size, aside=_aside(directory, checkpoint[1]) / checkpoint[2], final=None
         )
-    final = directory.joinpath(*parts)
+    final = directory / name
     if size > _ALWAYS_BYTES and final.is_file() and final.stat().st_size == size:
         return None
     return _Wanted(name=name, size=size, aside=final.with_name(f".{final.name}.part"), final=final)
@@ -166,7 +180,7 @@ async def _receive(there: Agent, remote: str, wanted: list[_Wanted], result: Fet
         return gone
     writing = _Writing(wanted, result)
     answers = there.stream(
-        "read", path=remote, files=[[w.name, w.offset] for w in wanted], pieces=writing.piece
+        "read", path=remote, files=[[w.name, w.offset, w.size] for w in wanted], pieces=writing.piece
     )
     try:
         while True:
@@ -177,14 +191,14 @@ async def _receive(there: Agent, remote: str, wanted: list[_Wanted], result: Fet
             fields = answer.fields
             if fields.get("done"):
                 return gone
-            one = wanted[fields["file"]]
+            one = writing.one_of(fields)
             if "sha256" in fields:
                 writing.chunk(one, fields)
             elif "gone" in fields:
                 if (checkpoint := _CHECKPOINT.match(one.name)) is not None:
                     gone.add(checkpoint[1])
             else:
-                writing.whole(one, fields["whole"])
+                writing.whole(one, fields.get("whole"))
     except OSError as error:
         raise StorageError(f"{error}; free space here, and fetch again: it goes on where it was") from error
     finally:
@@ -204,17 +218,35 @@ class _Writing:
         self._hash, self._hashed = hashlib.sha256(), 0
         self._failed: OSError | None = None
 
+    def one_of(self, fields: dict[str, Any]) -> _Wanted:
+        """The file that a frame tells of. Raises ProtocolError."""
+        number = fields.get("file")
+        if type(number) is not int or not 0 <= number < len(self._wanted):
+            raise ProtocolError(f"the host answered with file {number!r} of {len(self._wanted)}")
+        return self._wanted[number]
+
     def piece(self, fields: dict[str, Any], part: memoryview) -> None:
-        """Of the chunk that `fields` tell of; at its end they say whether it is `right`."""
+        """Of the chunk that `fields` tell of; at its end they say whether it is `right`.
+
+        Raises ProtocolError for what was not asked for: another place in the file, or more than its size.
+        """
+        one = self.one_of(fields)
+        at = one.offset - self._hashed
+        if fields.get("offset") != at or at + fields["size"] > one.size:
+            raise ProtocolError(
+                f"the host sent {fields['size']} bytes of {one.name} from {fields.get('offset')!r}"
+            )
         self._hash.update(part)
         self._hashed += len(part)
         self._result.bytes += len(part)
+        file_at = one.offset
+        one.offset += len(part)
         if self._hashed == fields["size"]:
-            fields["right"] = self._hash.hexdigest() == fields["sha256"]
+            fields["right"] = self._hash.hexdigest() == fields.get("sha256")
             self._hash, self._hashed = hashlib.sha256(), 0
         if self._failed is None:
             try:
-                file = self._opened(self._wanted[fields["file"]])
+                file = self._opened(one, file_at)
                 while part:
                     part = part[file.write(part) :]
             except OSError as error:
@@ -224,27 +256,32 @@ class _Writing:
         """It has come. Raises OSError where the disk did not take it."""
         if self._failed is not None:
             raise self._failed
-        if not fields["right"]:
+        if not fields.get("right"):
             raise ServerUnreachable(f"{one.name} has changed on the way, at byte {fields['offset']}")
 
-    def whole(self, one: _Wanted, size: int) -> None:
+    def whole(self, one: _Wanted, size: Any) -> None:
         """All of it has come; the next file may be open already."""
+        if one.size == 0:
+            self._opened(one, 0)
         if self._open is one:
             self.close()
-        one.aside.parent.mkdir(parents=True, exist_ok=True)
-        with one.aside.open("ab") as file:
-            file.truncate(size)
+        if not size == one.offset == one.size == one.aside.stat().st_size:
+            raise ServerUnreachable(
+                f"{one.name} has changed meanwhile: {one.size} bytes were listed, {size} came"
+            )
         if one.final is not None:
             one.aside.replace(one.final)
         self._result.files += 1
 
-    def _opened(self, one: _Wanted) -> IO[bytes]:
+    def _opened(self, one: _Wanted, offset: int) -> IO[bytes]:
+        """For writing at `offset`; what was behind it is not trusted."""
         if self._file is None or self._open is not one:
             self.close()
             one.aside.parent.mkdir(parents=True, exist_ok=True)
             one.aside.touch()
             self._file, self._open = one.aside.open("r+b", buffering=0), one
-            self._file.seek(one.offset)
+            self._file.truncate(offset)
+            self._file.seek(offset)
         return self._file
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
@@ -67,15 +66,16 @@ def listing(line: Line, request: dict[str, Any]) -> None:
 
 
 def read(line: Line, request: dict[str, Any]) -> None:
-    """Files one after the other, each from an offset, in chunks with their hashes; the next one is read meanwhile."""
+    """Files one after the other, from an offset up to a size, in chunks with their hashes, of which the next one is
+    read meanwhile."""
     root = absolute(request["path"])
-    for number, (name, offset) in enumerate(request["files"]):
+    for number, (name, offset, size) in enumerate(request["files"]):
         try:
             with open(os.path.join(root, name), "rb") as file, ThreadPoolExecutor(1) as reader:
                 file.seek(offset)
-                body, digest = hashed(file)
+                body, digest = hashed(file, size - offset)
                 while body:
-                    following = reader.submit(hashed, file)
+                    following = reader.submit(hashed, file, size - offset - len(body))
                     line.answer(body, more=True, file=number, offset=offset, sha256=digest)
                     offset += len(body)
                     body, digest = following.result()
@@ -85,8 +85,8 @@ def read(line: Line, request: dict[str, Any]) -> None:
     line.answer(done=True)
 
 
-def hashed(file: IO[bytes]) -> tuple[bytes, str]:
-    body = file.read(CHUNK)
+def hashed(file: IO[bytes], most: int) -> tuple[bytes, str]:
+    body = file.read(min(CHUNK, most))
     return body, hashlib.sha256(body).hexdigest()
 
 
@@ -109,10 +109,3 @@ def text(line: Line, request: dict[str, Any]) -> None:
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - request["bytes"]))
         line.answer(text=file.read(request["bytes"]).decode("utf-8", "replace"))
-
-
-def remove(line: Line, request: dict[str, Any]) -> None:
-    path = absolute(request["path"])
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    line.answer(done=True)

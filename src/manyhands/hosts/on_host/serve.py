@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from manyhands.hosts.on_host.facts import free_port, probe, run
-from manyhands.hosts.on_host.files import hashes, listing, partial, put, read, remove, text
+from manyhands.hosts.on_host.files import hashes, listing, partial, put, read, text
 from manyhands.hosts.on_host.frames import MARK, Line
 from manyhands.hosts.on_host.trainings import follow, start, status, stop
 
@@ -19,7 +19,7 @@ OPERATIONS: dict[str, Callable[[Line, dict[str, Any]], None]] = {
     operation.__name__: operation
     for operation in (
         *(probe, free_port, run),
-        *(put, partial, listing, read, hashes, text, remove),
+        *(put, partial, listing, read, hashes, text),
         *(start, follow, stop, status),
     )
 }
