@@ -67,6 +67,16 @@ def test_a_host_that_was_never_seen_is_refused_with_the_command_that_adds_it(hos
     assert probed(host_named("server1"))["python"]
 
 
+@pytest.mark.parametrize("setting", ["none", "/dev/null"])
+def test_no_key_is_taken_unseen_whatever_ssh_is_set_up_with(host: LoopbackHost, setting: str) -> None:
+    config, known = host.client / ".ssh" / "config", host.client / ".ssh" / "known_hosts"
+    lines = [line for line in config.read_text().splitlines() if "KnownHosts" not in line]
+    config.write_text("\n".join([f"UserKnownHostsFile {setting}", *lines, ""]))
+    assert probed(host_named("server1"))["python"]  # ssh's own file has it
+    known.write_text("")
+    assert f">> {known}" in refusal(Refused)
+
+
 def test_a_changed_host_key_is_told_as_such(host: LoopbackHost) -> None:
     key = (host.directory / "host_key.pub").read_text()
     other = host.directory / "other_key"
@@ -149,7 +159,8 @@ def test_wsl_goes_through_wsl_exe(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         probed(host)
     program = tmp_path / "wsl.exe"
     program.write_text(
-        '#!/bin/sh\n[ "$1" = -- ] || exit 9\nshift\ntouch "$(dirname "$0")/entered"\nexec "$@"\n'
+        '#!/bin/sh\ntouch "$(dirname "$0")/entered"\n'
+        'case "$1" in --exec) shift; exec "$@" ;; --) shift; exec sh -c "$*" ;; esac\nexit 9\n'
     )
     program.chmod(0o755)
     assert probed(host)["work"] == str(tmp_path)

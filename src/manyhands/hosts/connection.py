@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 import shutil
 import socket
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 CONNECT_S: Final = 15.0
 _FAST_CIPHERS: Final = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
 """Several times faster here than what would be chosen; used where ~/.ssh/config names none."""
+_KNOWN_TO_ALL: Final = "/etc/ssh/ssh_known_hosts"
 _EXIT_S: Final = 2.0
 _WINDOW, _PACKET = 16 << 20, 32768
 
@@ -124,9 +126,7 @@ def _options(host: Host) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOp
         if options.encryption_algs == asyncssh.SSHClientConnectionOptions(config=None).encryption_algs:
             ciphers = [*_FAST_CIPHERS, *(name.decode() for name in options.encryption_algs)]
             given["encryption_algs"] = list(dict.fromkeys(ciphers))
-        if options.known_hosts is not None:  # None: it was switched off in ~/.ssh/config
-            there = [str(file) for file in _known_hosts(options) if file.is_file()]
-            given["known_hosts"] = there or b""
+        given["known_hosts"] = _known_hosts_there(options) or b""  # never None, which is any key at all
     except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError) as error:
         if not isinstance(error, asyncssh.KeyEncryptionError) and "assphrase" not in str(error):
             raise IdentityError(f"{host.host_name}: a key of ssh cannot be read: {error}") from None
@@ -177,15 +177,20 @@ def _unknown_key(
 def _has_other_key(options: asyncssh.SSHClientConnectionOptions, name: str, port: int) -> bool:
     import asyncssh
 
-    there = [str(file) for file in _known_hosts(options) if file.is_file()]
+    there = _known_hosts_there(options)
     return bool(there and asyncssh.match_known_hosts(there, name, "", port)[0])
 
 
 def _known_hosts(options: asyncssh.SSHClientConnectionOptions) -> list[Path]:
-    """The files of ~/.ssh/config, else ssh's own."""
-    named = options.known_hosts
-    listed = [str(file) for file in named] if isinstance(named, list) and named else ["~/.ssh/known_hosts"]
-    return [Path(file).expanduser() for file in listed]
+    """The files of ~/.ssh/config, else ssh's own. Where none is named there (`none`, /dev/null), keys are held to
+    ssh's own as well: nobody is trusted unseen."""
+    named = options.known_hosts if isinstance(options.known_hosts, list) else []
+    listed = [str(file) for file in named if str(file) != os.devnull] or ["~/.ssh/known_hosts"]
+    return [Path(file).expanduser() for file in (*listed, _KNOWN_TO_ALL)]
+
+
+def _known_hosts_there(options: asyncssh.SSHClientConnectionOptions) -> list[str]:
+    return [str(file) for file in _known_hosts(options) if file.is_file()]
 
 
 def _kind(key: asyncssh.SSHKey) -> str:
@@ -278,7 +283,7 @@ def _shell_of(host: Host) -> list[str]:
                 else f" (it runs {sys.platform}): leave --host out to train here"
             )
         )
-    return [program, "--", "sh", "-c"]
+    return [program, "--exec", "sh", "-c"]  # not `--`: a shell would expand what is meant for sh
 
 
 class _Shell:
