@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,7 +19,12 @@ from typing import Any
 
 import pytest
 
-from manyhands.hosts.on_host.processes import begun
+from manyhands.engine.configuration import configure
+from manyhands.hosts.beginning import Wish, begin
+from manyhands.hosts.hosts_file import host_named
+from manyhands.hosts.on_host import processes
+from manyhands.hosts.record import Record
+from manyhands.hosts.watching import stop
 from manyhands.ui.bench.loopback_host import LoopbackHost, loopback_host, sshd_program
 
 USER = "manyhands-test"
@@ -91,7 +97,7 @@ def host(sshd: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with contextlib.suppress(ValueError, OSError, KeyError):
             status = json.loads(file.read_text())
             for name in ("pid", "child"):
-                if begun(status[name]) == status[f"{name}_start"]:
+                if processes.begun(status[name]) == status[f"{name}_start"]:
                     os.kill(status[name], signal.SIGKILL)
 
 
@@ -145,6 +151,42 @@ def started(host: LoopbackHost, tmp_path: Path) -> Iterator[Callable[..., Starte
         with contextlib.suppress(ProcessLookupError):
             command.process.send_signal(signal.SIGKILL)
         command.process.wait()
+
+
+class Told:
+    """A view that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def event(self, event: dict[str, Any]) -> None: ...
+
+    def line(self, host: str, text: str) -> None: ...
+
+    def tell(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture
+def begun(host: LoopbackHost) -> Callable[..., tuple[Record, list[str]]]:
+    """Begin a training on server1 and end it at once; its record, and what was told."""
+    assert host.sshd_pid
+
+    def begun(
+        directory: Path, *words: str, plan_file: Path | None = None, **settings: Any
+    ) -> tuple[Record, list[str]]:
+        told = Told()
+        configuration = configure(words, plan_file=plan_file) if plan_file else configure([*TINY[:4], *words])
+        wish = Wish(configuration=configuration, run=directory.name, directory=directory, **settings)
+
+        async def go() -> Record:
+            record = await begin([host_named("server1")], wish, told)
+            await stop(record.parts[0], docker=False, now=True)
+            return record
+
+        return asyncio.run(go()), told.texts
+
+    return begun
 
 
 def until(ready: Callable[[], Any], what: str, *, within_s: float = 150) -> Any:

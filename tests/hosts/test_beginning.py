@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from manyhands.engine.configuration import configure
 from manyhands.errors import PlanError
-from manyhands.hosts.beginning import Wish, begin
-from manyhands.hosts.hosts_file import Host, host_named
+from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.inputs import inputs_of
 from manyhands.hosts.launch import Job, configured_for, environment_of_job
 from manyhands.hosts.record import Record, recorded
-from manyhands.hosts.watching import stop
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
-TINY = ["task=tabular", "task.table.generated_rows=200", "local.steps=5", "local.batch_size=8"]
+Begun = Callable[..., tuple[Record, list[str]]]
 
 
-class Told:
-    """A view that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def event(self, event: dict[str, Any]) -> None: ...
-
-    def line(self, host: str, text: str) -> None: ...
-
-    def tell(self, text: str) -> None:
-        self.texts.append(text)
-
-
-def begun(
-    directory: Path, *words: str, plan_file: Path | None = None, **settings: Any
-) -> tuple[Record, list[str]]:
-    """Begun on server1, and ended at once."""
-    told = Told()
-    configuration = configure(words, plan_file=plan_file) if plan_file else configure([*TINY, *words])
-    wish = Wish(configuration=configuration, run=directory.name, directory=directory, **settings)
-
-    async def go() -> Record:
-        record = await begin([host_named("server1")], wish, told)
-        await stop(record.parts[0], docker=False, now=True)
-        return record
-
-    return asyncio.run(go()), told.texts
-
-
-def test_a_mount_is_used_when_there_is_one(host: LoopbackHost) -> None:
+def test_a_mount_is_used_when_there_is_one(host: LoopbackHost, begun: Begun) -> None:
     host.write_hosts(PathToOutputFromHost=str(host.manyhands_home))
     here = host.manyhands_home / "runs" / "mounted"
     record, _ = begun(here)
@@ -62,7 +29,7 @@ def test_a_mount_is_used_when_there_is_one(host: LoopbackHost) -> None:
     assert recorded(here) == record
 
 
-def test_without_the_mount_it_is_told_and_results_come_back(host: LoopbackHost) -> None:
+def test_without_the_mount_it_is_told_and_results_come_back(host: LoopbackHost, begun: Begun) -> None:
     host.write_hosts(PathToOutputFromHost="/nowhere/cout")
     record, told = begun(host.manyhands_home / "runs" / "alone")
     assert not record.shared
@@ -71,7 +38,7 @@ def test_without_the_mount_it_is_told_and_results_come_back(host: LoopbackHost) 
 
 
 def test_the_code_of_a_task_of_ones_own_is_sent(
-    host: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: LoopbackHost, begun: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("FAMILY = None\n")
@@ -88,7 +55,7 @@ def test_the_code_of_a_task_of_ones_own_is_sent(
         inputs_of(configure(plan_file=plan).plan, ("other:FAMILY",))
 
 
-def test_shards_of_this_machine_are_sent_once(host: LoopbackHost, tmp_path: Path) -> None:
+def test_shards_of_this_machine_are_sent_once(host: LoopbackHost, begun: Begun, tmp_path: Path) -> None:
     shards = tmp_path / "KPkp"
     (shards / "training").mkdir(parents=True)
     (shards / "manifest.json").write_text("{}")

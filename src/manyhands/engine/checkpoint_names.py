@@ -22,9 +22,15 @@ def number_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def is_name(text: str, *kinds: str) -> bool:
+    """Whether a checkpoint of one of these kinds can be called so."""
+    match = _NAME.match(text)
+    return match is not None and match[1] in kinds
+
+
 def numbered(directory: Path, *kinds: str) -> list[Path]:
     """The complete checkpoints of these kinds in a directory, the newest last; none where there is no directory."""
     if not directory.is_dir():
         return []
-    found = ((p, _NAME.match(p.name)) for p in directory.iterdir() if p.is_dir())
-    return sorted((p for p, match in found if match is not None and match[1] in kinds), key=number_of)
+    found = (p for p in directory.iterdir() if is_name(p.name, *kinds) and p.is_dir())
+    return sorted(found, key=number_of)

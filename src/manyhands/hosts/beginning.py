@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
 from manyhands.config import home
+from manyhands.data.shards.manifest import MANIFEST
 from manyhands.engine.configuration import Configuration
-from manyhands.errors import PlanError, WorkerError
+from manyhands.errors import ManyhandsError, PlanError, ServerUnreachable, WorkerError
 from manyhands.hosts.agent import Agent, reached
+from manyhands.hosts.going_on import (
+    Found,
+    Origin,
+    check_here,
+    found_there,
+    leave_newer,
+    origin_of,
+    send_events,
+    send_origin,
+)
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.inputs import Inputs, inputs_of
 from manyhands.hosts.launch import (
@@ -30,11 +43,11 @@ from manyhands.hosts.launch import (
     send_file,
     start,
 )
-from manyhands.hosts.record import Part, Record
+from manyhands.hosts.record import Part, Record, recorded
 from manyhands.hosts.watching import View
 
 SHARDS: Final = "shards"
-_MANIFEST: Final = "manifest.json"
+RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +70,14 @@ class Wish:
 async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
     """Look at every host, send to every host, start on every host. Nothing runs where one of them cannot.
 
-    Raises what `launch.check_ready` does, and the errors of a connection.
+    Raises what `launch.check_ready` does, Refused where there is another training of this name, DataError where the
+    checkpoint to go on from is missing, and the errors of a connection.
     """
     _check_wish(hosts, wish)
+    resume = wish.configuration.start.resume
+    check_here(wish.directory, resume)
     if wish.upload is not None:
-        plan = wish.configuration.plan
-        data = plan.data.model_copy(update={"shards": f"../../{SHARDS}/{_name_of_shards(wish.upload)}"})
-        configuration = replace(wish.configuration, plan=plan.model_copy(update={"data": data}))
-        wish = replace(wish, configuration=configuration)
+        wish = _on_shards_of(wish, wish.upload)
     inputs = inputs_of(wish.configuration.plan, wish.allowed)
     async with AsyncExitStack() as stack:
         if not wish.docker and len(hosts) == 1 and await _only_in_container(hosts[0]):
@@ -84,40 +97,90 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
             check_ready(fact, job)
         _tell_of_outputs(facts, view)
         record = _record(facts, wish)
+        found = await asyncio.gather(*map(found_there, agents, record.parts, repeat(resume)))
+        origin = None if resume is None else origin_of(wish.directory, resume, found[0])
+        if origin is not None:
+            jobs = [replace(job, resume=origin.name) for job in jobs]
         if len(hosts) > 1:
             jobs = await _meeting(agents[0], facts[0], jobs)
-        texts = [configured_for(host, wish.configuration, inputs) for host in hosts]
-        for there, part, text in zip(agents, record.parts, texts, strict=True):
-            await send(there, part.directory, text, inputs.files, view.tell)
-            if wish.configuration.start.resume is not None:
-                await _send_checkpoint(there, wish.directory, part.directory, view)
-            if wish.upload is not None:
-                await _upload(there, wish.upload, part.directory, view)
+        begun = [
+            _Begun(there=there, facts=fact, job=job, part=part, found=has)
+            for there, fact, job, part, has in zip(agents, facts, jobs, record.parts, found, strict=True)
+        ]
+        for one in begun:
+            await _send_all(one, wish, origin, view)
+        if origin is not None and not record.shared:
+            leave_newer(wish.directory, origin)
         if not record.shared:
-            kept_here(wish.directory, texts[0])
-        record.keep_in(wish.directory)
-        for there, fact, job, part in zip(agents, facts, jobs, record.parts, strict=True):
-            await start(there, fact, job, part.directory)
-            view.tell(f"started on {part.host}, in {part.directory}")
+            kept_here(wish.directory, configured_for(hosts[0], wish.configuration, inputs))
+        await _start_all(begun, record, wish.directory, view)
     return record
 
 
-async def _send_checkpoint(there: Agent, directory: Path, run: str, view: View) -> None:
-    """The newest that is here, to a host that has none of this training."""
-    listed = await there.ask("listing", path=f"{run}/checkpoints")
-    here = sorted(p for p in (directory / "checkpoints").glob("step-*") if p.is_dir())
-    if listed["files"] or not here:
-        return
-    view.tell(f"sending {here[-1]}")
-    for file in sorted(f for f in here[-1].rglob("*") if f.is_file()):
-        await send_file(there, file, f"{run}/{file.relative_to(directory).as_posix()}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """What is known of one host while a training is begun on it."""
+
+    there: Agent
+    facts: Facts
+    job: Job
+    part: Part
+    found: Found
+
+
+async def _send_all(one: _Begun, wish: Wish, origin: Origin | None, view: View) -> None:
+    """All that the training needs there, the checkpoint last."""
+    texts = configured_for(one.facts.host, wish.configuration, one.job.inputs)
+    await send(one.there, one.part.directory, texts, one.job.inputs.files, view.tell)
+    if wish.upload is not None:
+        await _upload(one.there, wish.upload, one.part.directory, view)
+    if origin is not None:
+        if one.part.rank == 0:
+            await send_events(one.there, one.part, wish.directory, one.found)
+        await send_origin(one.there, one.facts, origin, one.found, one.part.directory, view.tell)
+
+
+async def _start_all(begun: Sequence[_Begun], record: Record, directory: Path, view: View) -> None:
+    """The record first: what runs is never unknown here. Where one cannot start, those that have are ended."""
+    before = recorded(directory)
+    record.keep_in(directory)
+    for number, one in enumerate(begun):
+        try:
+            await start(one.there, one.facts, one.job, one.part.directory)
+        except ManyhandsError as error:
+            asked = [*begun[:number], *((one,) if isinstance(error, ServerUnreachable) else ())]
+            if await _ended(asked, view):
+                record.forget_in(directory, before)
+            raise
+        view.tell(f"started on {one.part.host}, in {one.part.directory}")
+
+
+async def _ended(begun: Sequence[_Begun], view: View) -> bool:
+    """End what runs there; whether it is certain that nothing does."""
+    certain = True
+    for one in begun:
+        try:
+            await one.there.ask("stop", run=one.part.directory, now=True)
+            view.tell(f"ended on {one.part.host}: it cannot train without the others")
+        except ManyhandsError as error:
+            view.tell(f"{one.part.host} could not be asked to end: {error}")
+            certain = False
+    return certain
+
+
+def _on_shards_of(wish: Wish, shards: Path) -> Wish:
+    """With the plan's data where the shards of this machine will be, seen from the run's directory there."""
+    plan = wish.configuration.plan
+    data = plan.data.model_copy(update={"shards": f"../../{SHARDS}/{_name_of_shards(shards)}"})
+    configuration = replace(wish.configuration, plan=plan.model_copy(update={"data": data}))
+    return replace(wish, configuration=configuration)
 
 
 async def _upload(there: Agent, shards: Path, run: str, view: View) -> None:
     """Shards, beside the runs; what is there already is not sent again."""
     place = f"{run}/../../{SHARDS}/{_name_of_shards(shards)}"
     files = sorted(file for file in shards.rglob("*") if file.is_file() and not file.name.startswith("."))
-    files.sort(key=lambda file: file.name == _MANIFEST)  # last: what lies beside it is whole
+    files.sort(key=lambda file: file.name == MANIFEST)  # last: what lies beside it is whole
     size = sum(file.stat().st_size for file in files)
     view.tell(f"sending {len(files)} files of shards, {size / 2**20:,.0f} MiB")
     sent = sum([await send_file(there, f, f"{place}/{f.relative_to(shards).as_posix()}") for f in files])
@@ -125,12 +188,17 @@ async def _upload(there: Agent, shards: Path, run: str, view: View) -> None:
 
 
 def _name_of_shards(shards: Path) -> str:
-    digest = hashlib.sha256((shards / _MANIFEST).read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256((shards / MANIFEST).read_bytes()).hexdigest()[:12]
     return f"{shards.resolve().name}-{digest}"
 
 
 def _check_wish(hosts: Sequence[Host], wish: Wish) -> None:
     """Raises PlanError for what cannot be meant, or needs a directory that all processes see."""
+    if not re.fullmatch(RUN_NAME, wish.run):
+        raise PlanError(
+            f"the run would be called {wish.run!r} on the host: give --directory another name, of letters, digits, "
+            "'.', '_' and '-'"
+        )
     without = next((host.host_name for host in hosts if host.docker_launch_command is None), None)
     if wish.docker and without is not None:
         raise PlanError(
@@ -172,7 +240,6 @@ def _job(wish: Wish, host: Host, inputs: Inputs, rank: int, nodes: int) -> Job:
         devices=devices,
         processes=asked or len(devices or (0,)),
         export=wish.export,
-        resume=wish.configuration.start.resume is not None,
         rank=rank,
         nodes=nodes,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,8 @@ class Job:
     devices: tuple[int, ...] | None = None
     processes: int = 1
     export: bool = True
-    resume: bool = False
+    resume: str | None = None
+    """The checkpoint of the run's directory there that it goes on from."""
     rank: int = 0
     nodes: int = 1
     meet_at: tuple[str, int] | None = None
@@ -178,11 +180,9 @@ async def send_file(there: Agent, file: Path, path: str) -> int:
 
     Returns how many bytes were sent. Raises StorageError, ServerUnreachable.
     """
-    hashes = []
     with file.open("rb") as opened:
-        while body := opened.read(CHUNK):
-            hashes.append(hashlib.sha256(body).hexdigest())
-        size = opened.tell()
+        size = opened.seek(0, os.SEEK_END)
+        hashes = hashes_of(file, size)
         answer = await there.ask("partial", path=path, hashes=hashes, bytes=size)
         offset = int(answer["offset"])
         if offset < 0:
@@ -191,6 +191,13 @@ async def send_file(there: Agent, file: Path, path: str) -> int:
         opened.seek(first)
         await there.put_all(opened, path, first, size)
     return size - first
+
+
+def hashes_of(file: Path, size: int) -> list[str]:
+    """SHA-256 of each chunk of its first `size` bytes, as the host's agent has them of its files."""
+    with file.open("rb") as opened:
+        lengths = (min(CHUNK, size - offset) for offset in range(0, size, CHUNK))
+        return [hashlib.sha256(opened.read(length)).hexdigest() for length in lengths]
 
 
 async def start(there: Agent, facts: Facts, job: Job, directory: str) -> dict[str, Any]:
@@ -216,8 +223,8 @@ def command_of(facts: Facts, job: Job, directory: str) -> list[str]:
     command += ["--logs", "console"]  # to its log; here the events are shown
     for target in job.allowed:
         command += ["--allow-task", target]
-    if job.resume:
-        command += ["--resume", "latest"]
+    if job.resume is not None:
+        command += ["--resume", f"{directory}/checkpoints/{job.resume}"]
     if job.meet_at is not None:
         address, port = job.meet_at
         command += [f"nodes={job.nodes}", f"node_rank={job.rank}", f"processes={job.processes}"]

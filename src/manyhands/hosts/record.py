@@ -61,6 +61,13 @@ class Record(Settings):
         parts = [p.model_copy(update={"ending": ending}) if p.host == host else p for p in self.parts]
         return self.model_copy(update={"parts": tuple(parts)})
 
+    def forget_in(self, directory: Path, before: Record | None) -> None:
+        """It has not come to be: what was recorded before is so again. Raises StorageError."""
+        if before is not None:
+            before.keep_in(directory)
+        else:
+            (directory / FILE).unlink(missing_ok=True)
+
     def keep_in(self, directory: Path) -> None:
         """Raises StorageError."""
         aside = directory / f".{FILE}.{os.getpid()}"

@@ -93,7 +93,7 @@ class There:
             configuration = replace(configuration, plan=plan.model_copy(update={"data": data}))
         return Wish(
             configuration=configuration,
-            run=directory.name,
+            run=directory.resolve().name,
             directory=directory,
             allowed=self.allowed,
             devices=self.devices,

@@ -1,0 +1,147 @@
+"""What a training finds of its name here and on a real host, and the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from manyhands.errors import DataError, PlanError, Refused
+from manyhands.hosts.agent import Agent
+from manyhands.hosts.going_on import Found, check_here, origin_of
+from manyhands.hosts.record import Part, Record, recorded
+from manyhands.ui.bench.loopback_host import LoopbackHost
+
+Begun = Callable[..., tuple[Record, list[str]]]
+ENDED = {"state": "ended", "exit_code": 0}
+
+
+def kept(directory: Path, *steps: int, events: str = "") -> Path:
+    """A training of this machine, with checkpoints in two files."""
+    for step in steps:
+        checkpoint = directory / "checkpoints" / f"step-{step:08}"
+        (checkpoint / "state").mkdir(parents=True)
+        (checkpoint / "checkpoint.json").write_text(str(step))
+        (checkpoint / "state" / "model.safetensors").write_bytes(b"weights" * (step % 100))
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "events.jsonl").write_text(events)
+    return directory
+
+
+def resumed(record: Record) -> str:
+    """What the program on the host was told."""
+    job = json.loads((Path(record.parts[0].directory) / "job.json").read_text())
+    return str(job["command"][job["command"].index("--resume") + 1])
+
+
+def end(directory: Path) -> None:
+    record = recorded(directory)
+    assert record is not None
+    record.with_ending("server1", ENDED).keep_in(directory)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(p.name for p in directory.iterdir())
+
+
+# ---------------------------------------------------------------------------------------- the checkpoint
+def test_the_named_checkpoint_is_sent_with_its_events(host: LoopbackHost, begun: Begun) -> None:
+    here = kept(host.manyhands_home / "runs" / "older", 5, 10, events='{"kind": "step"}\n')
+    record, _ = begun(here, f"resume={here / 'checkpoints' / 'step-00000005'}")
+    there = Path(record.parts[0].directory)
+    assert names(there / "checkpoints") == ["step-00000005"]
+    for file in ("checkpoint.json", "state/model.safetensors"):
+        sent = there / "checkpoints" / "step-00000005" / file
+        assert sent.read_bytes() == (here / "checkpoints" / "step-00000005" / file).read_bytes()
+    assert resumed(record) == str(there / "checkpoints" / "step-00000005")
+    assert (there / "events.jsonl").read_text() == '{"kind": "step"}\n'
+    assert names(here / "checkpoints") == ["aside", "step-00000005"]
+
+
+def test_a_newer_one_here_is_sent_to_a_host_that_has_older_ones(host: LoopbackHost, begun: Begun) -> None:
+    here = kept(host.manyhands_home / "runs" / "behind", 99_999_999)
+    record, _ = begun(here, "resume=latest")
+    end(here)
+    kept(here, 100_000_000)  # nine digits: the newest by number, not by name
+    record, _ = begun(here, f"resume={here}")
+    there = Path(record.parts[0].directory)
+    assert names(there / "checkpoints") == ["step-100000000", "step-99999999"]
+    assert resumed(record) == str(there / "checkpoints" / "step-100000000")
+
+
+def test_a_checkpoint_that_was_cut_off_is_none(
+    host: LoopbackHost, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = kept(host.manyhands_home / "runs" / "cut", 5)
+    ask = Agent.ask
+
+    async def cut(self: Agent, op: str, body: bytes = b"", **fields: object) -> dict[str, object]:
+        if op == "partial" and str(fields["path"]).endswith("model.safetensors"):
+            raise DataError("cut off")
+        return await ask(self, op, body, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Agent, "ask", cut)
+        with pytest.raises(DataError, match="cut off"):
+            begun(here, "resume=latest")
+    there = host.home / "manyhands" / "runs" / "cut" / "checkpoints"
+    assert names(there) == [".step-00000005.sent"]
+    begun(here, "resume=latest")
+    assert names(there) == ["step-00000005"]
+    assert (there / "step-00000005" / "state" / "model.safetensors").is_file()
+
+
+def test_which_checkpoint_is_meant(tmp_path: Path) -> None:
+    here = kept(tmp_path / "run", 5, 10)
+    there = Found(checkpoints={"step-00000010": {}, "step-00000020": {}}, events=0)
+    assert origin_of(here, "latest", there).name == "step-00000020"
+    assert origin_of(here, str(here), there).here is None
+    assert origin_of(here, str(here / "checkpoints"), Found(checkpoints={}, events=0)).name == "step-00000010"
+    assert (
+        origin_of(tmp_path / "other", str(here), there).name == "step-00000010"
+    )  # that training's, not this one's
+    assert origin_of(here, str(here / "checkpoints" / "step-00000020"), there).here is None
+    with pytest.raises(DataError, match="there is no such checkpoint, here or on the host"):
+        origin_of(here, str(here / "checkpoints" / "step-00000030"), there)
+    with pytest.raises(DataError, match="no checkpoint to go on from, here or on the host"):
+        origin_of(tmp_path / "none", "latest", Found(checkpoints={}, events=0))
+
+
+# ---------------------------------------------------------------------------------------- what is not overwritten
+def test_another_training_here_is_refused(tmp_path: Path) -> None:
+    check_here(tmp_path / "none", None)
+    for step, events in ((1, ""), (0, "{}\n")):
+        here = kept(tmp_path / f"local-{step}", *([step] if step else []), events=events)
+        with pytest.raises(Refused, match="has a training already: go on with it"):
+            check_here(here, None)
+        check_here(here, "latest")
+    record = Record(run="r", parts=(Part(host="server1", directory="/r"),))
+    record.keep_in(tmp_path / "there")
+    for resume in (None, "latest"):
+        with pytest.raises(Refused, match="its training on server1 goes on, or nobody has seen its end"):
+            check_here(tmp_path / "there", resume)
+    record.with_ending("server1", ENDED).keep_in(tmp_path / "there")
+    check_here(tmp_path / "there", "latest")
+    with pytest.raises(Refused, match="has a training already"):
+        check_here(tmp_path / "there", None)
+
+
+def test_another_training_there_is_refused_before_anything_is_sent(host: LoopbackHost, begun: Begun) -> None:
+    there = kept(host.home / "manyhands" / "runs" / "taken", 5, events="{}\n")
+    (there / "plan.yaml").write_text("its own")
+    here = host.manyhands_home / "runs" / "taken"
+    with pytest.raises(Refused, match=r"server1 has a training in .*taken already"):
+        begun(here)
+    kept(here, 10, events='{"another": 1}\n{}\n')
+    (there / "events.jsonl").write_text('{"something else": 1}\n{}\n{}\n')
+    with pytest.raises(Refused, match="server1 has another training in"):
+        begun(here, "resume=latest")
+    assert not (here / "host.json").exists()
+
+
+def test_the_name_of_a_directory_is_the_runs(host: LoopbackHost, begun: Begun, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"the run would be called '\.\.' on the host"):
+        begun(tmp_path / "a" / "..")
+    assert not (host.home / "manyhands" / "plan.yaml").exists()
