@@ -309,6 +309,17 @@ def test_stop_asks_the_program_and_now_ends_all_that_it_started(run: Run) -> Non
     assert begun(int(ending["tail"][-1])) is None
 
 
+def test_the_environment_of_a_job_is_nobody_elses(run: Run) -> None:
+    run.tell(1, 0)
+    (run.directory / "job.json").chmod(0o644)
+    run.directory.chmod(0o755)
+    run.follow()
+    run.tell(1, 0, environment={"TOKEN": "secret"})
+    assert "secret" in (run.directory / "job.json").read_text()
+    assert (run.directory / "job.json").stat().st_mode & 0o777 == 0o600
+    assert run.directory.stat().st_mode & 0o777 == 0o700
+
+
 def test_one_training_at_a_time_in_a_directory(run: Run) -> None:
     run.tell(10_000, 0.05)
     with pytest.raises(WorkerError, match=r"a training runs in .* already"):

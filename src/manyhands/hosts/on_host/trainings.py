@@ -32,11 +32,14 @@ def start(line: Line, request: dict[str, Any]) -> None:
         line.answer(error=f"a training runs in {directory} already", kind="running")
         return
     os.makedirs(directory, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(os.path.join(directory, "status.json"))
+    with contextlib.suppress(OSError):  # of a mount that has no modes
+        os.chmod(directory, 0o700)
+    for name in ("status.json", "job.json"):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(directory, name))
     job = {**request["job"], "python": sys.executable}
     for name, content in (("supervisor.py", request["supervisor"]), ("job.json", json.dumps(job))):
-        with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
+        with open(os.path.join(directory, name), "w", encoding="utf-8", opener=private) as file:
             file.write(content)
     with open(os.path.join(directory, "supervisor.log"), "wb") as said:
         supervisor = subprocess.Popen(
@@ -59,6 +62,11 @@ def start(line: Line, request: dict[str, Any]) -> None:
     with open(os.path.join(directory, "supervisor.log"), "rb") as said:
         words = said.read().decode("utf-8", "replace")[-1000:].strip()
     line.answer(error=f"the supervisor did not begin: {words}", kind="supervisor")
+
+
+def private(path: str, flags: int) -> int:
+    """For a file that nobody else reads: the environment of a job may hold secrets."""
+    return os.open(path, flags, 0o600)
 
 
 def follow(line: Line, request: dict[str, Any]) -> None:
