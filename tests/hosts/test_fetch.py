@@ -14,7 +14,7 @@ import pytest
 
 from manyhands.errors import BlobError, ProtocolError, ServerUnreachable, StorageError
 from manyhands.hosts.agent import reached
-from manyhands.hosts.fetch import GIVEN, NEVER, Fetched, _listed, _Wanted, _Writing, fetch
+from manyhands.hosts.fetch import GIVEN, NEVER, Fetched, _listed, _prune, _Wanted, _Writing, fetch
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.launch import send_file
 from manyhands.hosts.on_host.files import CHUNK
@@ -56,6 +56,10 @@ def files(directory: Path) -> dict[str, bytes]:
     }
 
 
+def results(directory: Path) -> dict[str, bytes]:
+    return {name: content for name, content in files(directory).items() if name in RESULTS}
+
+
 RESULTS = {
     "checkpoints/latest", "exports/step-00000020.onnx",
     *(f"checkpoints/step-000000{n}/{f}" for n in (10, 20) for f in ("training.json", "state/state.safetensors")),
@@ -65,8 +69,8 @@ RESULTS = {
 def test_results_come_and_nothing_else_and_once(remote: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     fetched = brought(remote, here)
-    assert set(files(here)) == RESULTS
-    assert files(here) == {name: content for name, content in files(remote).items() if name in RESULTS}
+    assert set(files(here)) == {*RESULTS, ".fetching/lock"}
+    assert results(here) == results(remote)
     assert fetched.checkpoints == ["step-00000010", "step-00000020"]
     assert brought(remote, here).bytes < 1000  # the small ones, in case they have changed
     brought(remote, here, everything=True)
@@ -76,6 +80,31 @@ def test_results_come_and_nothing_else_and_once(remote: Path, tmp_path: Path) ->
 def test_older_checkpoints_go_as_they_do_there(remote: Path, tmp_path: Path) -> None:
     brought(remote, tmp_path / "here", keep=1)
     assert [p.name for p in (tmp_path / "here" / "checkpoints").glob("step-*")] == ["step-00000020"]
+
+
+def test_the_newest_is_the_one_with_the_highest_number(tmp_path: Path) -> None:
+    for name in ("step-99999999", "step-100000000", "round-00000001", ".step-100000001.fetched"):
+        (tmp_path / name).mkdir()
+    _prune(tmp_path, 1)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "step-100000000",
+        "round-00000001",
+        ".step-100000001.fetched",
+    }
+
+
+def test_two_at_once_bring_it_once(remote: Path, tmp_path: Path) -> None:
+    here, told = tmp_path / "here", list[str]()
+
+    async def both() -> list[Fetched]:
+        bring = [fetch(host_named("server1"), str(remote), here, tell=told.append) for _ in range(2)]
+        return await asyncio.wait_for(asyncio.gather(*bring), 60)
+
+    first, second = asyncio.run(both())
+    assert [*first.checkpoints, *second.checkpoints] == ["step-00000010", "step-00000020"]
+    assert len(told) == 1
+    assert "is in use by process" in told[0]
+    assert results(here) == results(remote)
 
 
 def test_a_cut_transfer_goes_on_where_it_was(remote: Path, tmp_path: Path, host: LoopbackHost) -> None:
@@ -91,7 +120,7 @@ def test_a_cut_transfer_goes_on_where_it_was(remote: Path, tmp_path: Path, host:
         return await asyncio.wait_for(bringing, 60)
 
     fetched = asyncio.run(cut_in_the_middle())
-    assert files(here) == {name: content for name, content in files(remote).items() if name in RESULTS}
+    assert results(here) == results(remote)
     assert "trying again" in told[0]
     assert fetched.kept_bytes >= 2 * CHUNK
     assert fetched.bytes < BIG + 2 * CHUNK + 200_000  # what was under way at the cut came twice, nothing else
@@ -111,7 +140,7 @@ def test_what_is_here_is_compared_before_it_goes_on(remote: Path, tmp_path: Path
         aside.write_bytes(whole + b"more")
     fetched = brought(remote, here)
     assert fetched.kept_bytes == {"cut short": 5 * CHUNK, "changed": 3 * CHUNK, "too long": 0}[damage]
-    assert files(here) == {name: content for name, content in files(remote).items() if name in RESULTS}
+    assert results(here) == results(remote)
 
 
 def test_a_checkpoint_that_is_not_whole_is_never_seen(

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from manyhands.errors import BlobError, ProtocolError, ServerUnreachable, StorageError
+from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
+from manyhands.errors import BlobError, ProtocolError, Refused, ServerUnreachable, StorageError
 from manyhands.hosts.agent import Agent, agent
 from manyhands.hosts.connection import connected
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.on_host.files import CHUNK
 from manyhands.hosts.patience import Patience, patiently
+from manyhands.storage.lock import take_lock
 
 GIVEN: Final = ("materials", "inputs", "code")
 """What the host was given, or has made of it: comes only when everything is asked for."""
@@ -33,7 +35,9 @@ NEVER: Final = (
 )
 """What is never taken from the host: it would change what is kept here of the wish, or is of no use here."""
 SILENCE_S: Final = 20.0
-_CHECKPOINT: Final = re.compile(r"^checkpoints/((?:step|round)-\d{8,})/(.+)$")
+WAIT_S: Final = 900.0
+"""For another process that fetches the same."""
+_CHECKPOINT: Final = re.compile(rf"^checkpoints/((?:{TRAINING}|{RUN})-\d{{8,}})/(.+)$")
 _PLAIN: Final = re.compile(r"[^\\:\x00-\x1f]+\Z")
 _ALWAYS_BYTES: Final = 4096
 
@@ -73,7 +77,8 @@ async def fetch(
     """Bring what is new below `remote` to `directory`; goes on by itself after a cut.
 
     everything: also materials, inputs and code. keep: so many checkpoints stay here. Raises ServerUnreachable,
-    StorageError (the disk here is full), BlobError for a name that leads out of the directory.
+    StorageError (the disk here is full), BlobError for a name that leads out of the directory, Refused where another
+    process fetches into it for a long time.
     """
     result, patience = Fetched(), Patience(host.host_name, tell)
 
@@ -82,12 +87,34 @@ async def fetch(
             patience.answered()
             await _bring(there, remote, directory, result, NEVER if everything else (*NEVER, *GIVEN))
 
-    begun = time.monotonic()
-    await patiently(patience, attempt)
-    result.seconds = time.monotonic() - begun
-    if keep is not None:
-        _prune(directory / "checkpoints", keep)
+    with await _alone(directory, tell):
+        begun = time.monotonic()
+        await patiently(patience, attempt)
+        result.seconds = time.monotonic() - begun
+        if keep is not None:
+            _prune(directory / "checkpoints", keep)
     return result
+
+
+async def _alone(directory: Path, tell: Callable[[str], None]) -> IO[str]:
+    """The right to fetch into `directory`, of one at a time; another is waited for. Raises Refused, StorageError."""
+    end, told = time.monotonic() + WAIT_S, False
+    while True:
+        try:
+            return take_lock(directory / ".fetching", "It is waited for.")
+        except OSError as error:
+            raise StorageError(
+                f"{error}; free space here, and fetch again: it goes on where it was"
+            ) from error
+        except Refused as error:
+            if time.monotonic() > end:
+                raise Refused(
+                    f"{directory} is being fetched to for {WAIT_S / 60:.0f} minutes: {error}"
+                ) from None
+            if not told:
+                tell(str(error))
+            told = True
+        await asyncio.sleep(0.5)
 
 
 async def _bring(
@@ -292,7 +319,8 @@ class _Writing:
 
 def _prune(checkpoints: Path, keep: int) -> None:
     """As the host does: the newest stay."""
-    names = sorted(p.name for p in checkpoints.glob("*-*") if p.is_dir()) if checkpoints.is_dir() else []
-    for old in names[: max(0, len(names) - keep)]:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(checkpoints / old)
+    for kind in (TRAINING, RUN):
+        found = numbered(checkpoints, kind)
+        for old in found[: max(0, len(found) - keep)]:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(old)
