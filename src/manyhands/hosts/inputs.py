@@ -1,7 +1,8 @@
 """What of this machine a training on a host needs: files that its plan names, and the code of a task of one's own.
 
 A path in the plan that exists here is sent, and is relative to the run's directory in the plan that goes with it; one
-that does not is a path of the host. Shards are not small: where they lie on the host is said by data.shards.
+that does not is a path of the host. Shards are not small: where they lie on the host is said by data.shards, and of
+the task that they were made of only what its model needs is read, hence sent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final
 from manyhands.errors import PlanError
 from manyhands.plan.resolve import resolve
 from manyhands.plan.schema import Plan
-from manyhands.plan.tasks import CustomTask
+from manyhands.plan.tasks import MODEL_SETTINGS, CustomTask
 
 INPUTS: Final = "inputs"
 CODE: Final = "code"
@@ -46,7 +47,10 @@ def inputs_of(plan: Plan, allowed: Sequence[str] = ()) -> Inputs:
     data = plan.model_dump(mode="json")
     files: list[Sent] = []
     elsewhere: list[str] = []
-    for holder, key, value in list(_paths(data["task"], "")):
+    read = data["task"]
+    if plan.data.shards is not None:
+        read = {key: read[key] for key in MODEL_SETTINGS.get(plan.task.name, ()) if key in read}
+    for holder, key, value in list(_paths(read, "")):
         here = Path(value).expanduser()
         if here.exists():
             name = f"{INPUTS}/{len({Path(f.name).parts[1] for f in files}):02}-{here.resolve().name}"
@@ -54,11 +58,12 @@ def inputs_of(plan: Plan, allowed: Sequence[str] = ()) -> Inputs:
             holder[key] = name
         elif value.startswith(("/", "~")):
             elsewhere.append(value)
+    data["task"] |= read
     size = sum(sent.file.stat().st_size for sent in files)
     if size > LARGEST_BYTES:
         raise PlanError(
             f"the files that the plan names are {size / 2**30:.1f} GiB: more than {LARGEST_BYTES / 2**30:g} GiB is "
-            "not sent with a training; put them on the host, and give their path there"
+            "not sent with a training; put them on the host, and give their path there, one that does not exist here"
         )
     if isinstance(plan.task, CustomTask) and plan.task.target in allowed:
         files += _code(plan.task.target)
