@@ -14,7 +14,7 @@ import pytest
 
 from manyhands.errors import BlobError, ProtocolError, ServerUnreachable, StorageError
 from manyhands.hosts.agent import reached
-from manyhands.hosts.fetch import GIVEN, NEVER, Fetched, _listed, _prune, _Wanted, _Writing, fetch
+from manyhands.hosts.fetch import GIVEN, NEVER, Fetched, _listed, _prune, _receive, _Wanted, _Writing, fetch
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.launch import send_file
 from manyhands.hosts.on_host.files import CHUNK
@@ -105,6 +105,17 @@ def test_two_at_once_bring_it_once(remote: Path, tmp_path: Path) -> None:
     assert len(told) == 1
     assert "is in use by process" in told[0]
     assert results(here) == results(remote)
+
+
+def test_what_cannot_be_read_there_is_not_taken_for_removed(remote: Path, tmp_path: Path) -> None:
+    async def receive(name: str) -> set[str]:
+        one = _Wanted(name=name, size=9, aside=tmp_path / "aside", final=None)
+        async with reached(host_named("server1")) as there:
+            return await _receive(there, str(remote), [one], Fetched())
+
+    assert asyncio.run(receive("checkpoints/step-00000009/state")) == {"step-00000009"}
+    with pytest.raises(StorageError, match="cannot read checkpoints/step-00000010/state"):
+        asyncio.run(receive("checkpoints/step-00000010/state"))  # it is a directory
 
 
 def test_a_cut_transfer_goes_on_where_it_was(remote: Path, tmp_path: Path, host: LoopbackHost) -> None:

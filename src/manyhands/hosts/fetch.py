@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import re
 import shutil
@@ -221,7 +222,9 @@ async def _receive(there: Agent, remote: str, wanted: list[_Wanted], result: Fet
             one = writing.one_of(fields)
             if "sha256" in fields:
                 writing.chunk(one, fields)
-            elif "gone" in fields:
+            elif "failed" in fields:
+                if fields.get("errno") != errno.ENOENT:
+                    raise StorageError(f"the host cannot read {one.name}: {fields['failed']}")
                 if (checkpoint := _CHECKPOINT.match(one.name)) is not None:
                     gone.add(checkpoint[1])
             else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from manyhands.errors import ManyhandsError, ServerUnreachable, WorkerError
+from manyhands.errors import ManyhandsError, ServerUnreachable, StorageError, WorkerError
 from manyhands.hosts.agent import reached
 from manyhands.hosts.fetch import Fetched, fetch
 from manyhands.hosts.follow import EVENTS, Copy, Follower
@@ -123,11 +123,43 @@ class _Watch:
         self.fetched.seconds += fetched.seconds
         return fetched
 
+    async def bring_the_rest(self, endings: dict[str, dict[str, Any]]) -> bool:
+        """Whether all that was made is here.
+
+        How a training failed is told whatever comes of its files; one that ended well has not if they do not come.
+        """
+        lead = self.record.parts[0].host
+        if self.record.shared:
+            return True
+        if endings[lead]["state"] == "gone":
+            return False
+        try:
+            await self.bring()
+        except ManyhandsError as error:
+            if all(exit_code_of(ending) == 0 for ending in endings.values()):
+                raise
+            self.view.tell(f"not fetched: {error}; try again with `manyhands hosts fetch {self.record.run}`")
+            return False
+        missing = self.newest is not None and not (self.directory / "checkpoints" / self.newest).is_dir()
+        if missing:
+            self.view.tell(
+                f"{lead} has told of checkpoint {self.newest}, and it has not come: it is not there"
+            )
+        return not missing
+
+    def keep(self, record: Record) -> None:
+        """A disk that is full here does not hide how the training ended."""
+        try:
+            record.keep_in(self.directory)
+        except StorageError as error:
+            self.view.tell(str(error))
+
 
 async def watch(directory: Path, record: Record, view: View, *, replay: bool) -> Outcome:
     """Until the training has ended on all hosts, and what it made is here. Leave it by cancelling.
 
-    replay: the view is told the events that came before as well.
+    replay: the view is told the events that came before as well. One that ended badly has its Outcome also where
+    what it made cannot come.
 
     Raises ServerUnreachable after a long time without a host, StorageError for a full disk here.
     """
@@ -150,7 +182,7 @@ async def watch(directory: Path, record: Record, view: View, *, replay: bool) ->
                 host = following[task]
                 endings[host] = task.result()
                 record = record.with_ending(host, endings[host])
-                record.keep_in(directory)
+                watched.keep(record)
                 if watched.failed_first is None and exit_code_of(endings[host]) != 0:
                     watched.failed_first = host
                     if waiting:
@@ -163,9 +195,8 @@ async def watch(directory: Path, record: Record, view: View, *, replay: bool) ->
         for task in following:
             task.cancel()
         await asyncio.gather(bringing, *following, return_exceptions=True)
-    if not record.shared:
-        await watched.bring()
-    record.model_copy(update={"fetched": True}).keep_in(directory)
+    fetched = await watched.bring_the_rest(endings)
+    watched.keep(record.model_copy(update={"fetched": fetched}))
     return _outcome(record, endings, watched)
 
 

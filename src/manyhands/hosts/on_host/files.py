@@ -81,7 +81,7 @@ def read(line: Line, request: dict[str, Any]) -> None:
                     body, digest = following.result()
             line.answer(more=True, file=number, whole=offset)
         except OSError as error:
-            line.answer(more=True, file=number, gone=str(error))
+            line.answer(more=True, file=number, failed=str(error), errno=error.errno)
     line.answer(done=True)
 
 

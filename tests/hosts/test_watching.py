@@ -1,0 +1,118 @@
+"""How a training ended is told whatever comes of its files. The host is a stand-in: what it says is in the test."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyhands.errors import StorageError
+from manyhands.hosts.fetch import Fetched
+from manyhands.hosts.follow import Follower
+from manyhands.hosts.hosts_file import Host
+from manyhands.hosts.record import Part, Record, recorded
+from manyhands.hosts.watching import Outcome, watch, words_of
+
+RECORD = Record(run="a-run", parts=(Part(host="server1", directory="/runs/a-run"),))
+KILLED = {"state": "ended", "signal": 9, "exit_code": 137, "out_of_memory": True, "tail": ["step 7"]}
+
+
+class _Told:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def event(self, event: dict[str, Any]) -> None: ...
+
+    def line(self, host: str, text: str) -> None: ...
+
+    def tell(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """`ending`: what the host says at last; `fault`: what a fetch raises, `events`: those before the end."""
+    said: dict[str, Any] = {"ending": KILLED, "fault": None, "events": []}
+
+    async def until_its_end(follower: Follower) -> dict[str, Any]:
+        for event in said["events"]:
+            follower._on_event(event)
+        ending: dict[str, Any] = said["ending"]
+        return ending
+
+    async def fetch(*_arguments: object, **_settings: object) -> Fetched:
+        if said["fault"] is not None:
+            raise said["fault"]
+        return Fetched()
+
+    monkeypatch.setattr(Follower, "until_its_end", until_its_end)
+    monkeypatch.setattr("manyhands.hosts.watching.fetch", fetch)
+    monkeypatch.setattr("manyhands.hosts.watching.host_named", lambda name: Host(host_name=name))
+    return said
+
+
+def watched(directory: Path) -> tuple[Outcome, list[str], bool]:
+    """The outcome, what was told, and whether the record says that all has come."""
+    told = _Told()
+    outcome = asyncio.run(asyncio.wait_for(watch(directory, RECORD, told, replay=False), 20))
+    record = recorded(directory)
+    assert record is not None
+    return outcome, told.texts, record.fetched
+
+
+def test_a_full_disk_here_does_not_hide_how_it_ended(there: dict[str, Any], tmp_path: Path) -> None:
+    there["fault"] = StorageError("no space left; free space here")
+    outcome, told, fetched = watched(tmp_path)
+    assert (outcome.exit_code, outcome.endings["server1"]["tail"]) == (137, ["step 7"])
+    assert told == [
+        "not fetched: no space left; free space here; try again with `manyhands hosts fetch a-run`"
+    ]
+    assert not fetched
+
+
+def test_one_that_ended_well_fails_when_its_files_do_not_come(there: dict[str, Any], tmp_path: Path) -> None:
+    there |= {"ending": {"state": "ended", "exit_code": 0}, "fault": StorageError("no space left")}
+    with pytest.raises(StorageError):
+        watched(tmp_path)
+    record = recorded(tmp_path)
+    assert record is not None
+    assert record.ended
+    assert not record.fetched
+
+
+def test_a_lost_disk_there_is_told_as_such(there: dict[str, Any], tmp_path: Path) -> None:
+    there |= {
+        "ending": {"state": "gone", "tail": ["step 7"]},
+        "fault": StorageError("is not on the host any more"),
+    }
+    outcome, told, fetched = watched(tmp_path)
+    assert "the run's directory on server1 is gone" in words_of("server1", outcome.endings["server1"])
+    assert (told, fetched) == ([], False)
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_all_has_come_only_with_the_newest_checkpoint(
+    there: dict[str, Any], tmp_path: Path, came: bool
+) -> None:
+    there["events"] = [{"kind": "saved", "checkpoint": "checkpoints/step-00000007"}]
+    (tmp_path / "checkpoints" / ("step-00000007" if came else "step-00000006")).mkdir(parents=True)
+    _, told, fetched = watched(tmp_path)
+    assert fetched is came
+    assert any("it has not come" in text for text in told) is not came
+
+
+@pytest.mark.usefixtures("there")
+def test_a_record_that_cannot_be_kept_does_not_hide_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RECORD.keep_in(tmp_path)
+
+    def full(_record: Record, _directory: Path) -> None:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(Record, "keep_in", full)
+    outcome, told, _ = watched(tmp_path)
+    assert outcome.exit_code == 137
+    assert "no space left" in told
