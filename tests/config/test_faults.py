@@ -8,7 +8,7 @@ from manyhands.config import did_you_mean, shown
 from manyhands.errors import PlanError
 from manyhands.plan.schema import Plan
 
-TASKS = "'language_model', 'grids', 'tabular', 'survival', 'dummy' or 'custom'"
+TASKS = "'language_model', 'grids', 'chess_endgames', 'tabular', 'survival', 'dummy' or 'custom'"
 
 
 @pytest.mark.parametrize(
