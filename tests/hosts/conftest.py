@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,18 +169,22 @@ class Told:
 
 @pytest.fixture
 def begun(host: LoopbackHost) -> Callable[..., tuple[Record, list[str]]]:
-    """Begin a training on server1 and end it at once; its record, and what was told."""
+    """Begin a training, on server1 if no other is named, and end it at once; its record, and what was told."""
     assert host.sshd_pid
 
     def begun(
-        directory: Path, *words: str, plan_file: Path | None = None, **settings: Any
+        directory: Path,
+        *words: str,
+        plan_file: Path | None = None,
+        on: Sequence[str] = ("server1",),
+        **settings: Any,
     ) -> tuple[Record, list[str]]:
         told = Told()
         configuration = configure(words, plan_file=plan_file) if plan_file else configure([*TINY[:4], *words])
         wish = Wish(configuration=configuration, run=directory.name, directory=directory, **settings)
 
         async def go() -> Record:
-            record = await begin([host_named("server1")], wish, told)
+            record = await begin([host_named(name) for name in on], wish, told)
             await stop(record.parts[0], docker=False, now=True)
             return record
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from manyhands.engine.configuration import configure
+from manyhands.engine.settings import EngineSettings
 from manyhands.errors import PlanError
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.inputs import inputs_of
@@ -87,6 +89,11 @@ def test_what_a_host_has_of_its_own_holds_there(tmp_path: Path) -> None:
     assert inputs.elsewhere == ("/data/other.csv",)
     texts = configured_for(host, configuration, inputs)
     assert "compile: max-autotune" in texts["engine.yaml"]
+    there = EngineSettings.parse(yaml.safe_load(texts["engine.yaml"]), where="a test")
+    assert there.exec.compile != configuration.settings.exec.compile
+    assert there.common() == configuration.settings.common()  # so the processes of two hosts go together
+    other = configure(["exec.precision=bf16"]).settings
+    assert other.common() != configuration.settings.common()
     assert "inputs/00-rows.csv" in texts["plan.yaml"]
     environment = environment_of_job(host, Job(run="r", inputs=inputs, devices=(3, 1)), "/runs/r")
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["NCCL_DEBUG"]) == ("3,1", "INFO")

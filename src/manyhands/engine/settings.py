@@ -158,3 +158,7 @@ class EngineSettings(Settings):
     """Where figures go."""
     checkpoints: Checkpoints = Checkpoints()
     """What is kept."""
+
+    def common(self) -> str:
+        """What all processes of a training must have alike, as text. How each machine compiles is its own affair."""
+        return self.model_dump_json(exclude={"exec": {"compile"}})
