@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from manyhands.errors import DataError
+from manyhands.errors import DataError, ServerUnreachable, WorkerError
+from manyhands.hosts import beginning
+from manyhands.hosts.agent import Agent
 from manyhands.hosts.beginning import Wish
 from manyhands.hosts.fetch import Fetched
 from manyhands.hosts.hosts_file import Host
+from manyhands.hosts.launch import Facts, Job
 from manyhands.hosts.record import Part, Record
 from manyhands.hosts.watching import Outcome, View
 from manyhands.ui.bench.loopback_host import LoopbackHost
@@ -61,6 +64,50 @@ def test_one_training_on_two_hosts_and_one_of_them_dies(
     record = json.loads((here / "host.json").read_text())
     assert all(part["ending"]["state"] == "ended" for part in record["parts"])
     assert not (second / "checkpoints").exists() or not list((second / "checkpoints").iterdir())
+
+
+def test_where_one_cannot_start_the_others_are_ended(
+    two: LoopbackHost,
+    begun: Callable[..., Any],
+    wait: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = beginning.start
+
+    async def only_first(there: Agent, facts: Facts, job: Job, directory: str) -> dict[str, Any]:
+        if job.rank == 1:
+            raise WorkerError("server2: the supervisor did not begin")
+        return await start(there, facts, job, directory)
+
+    monkeypatch.setattr(beginning, "start", only_first)
+    here = two.manyhands_home / "runs" / "half"
+    with pytest.raises(WorkerError, match="the supervisor did not begin"):
+        begun(here, on=("server1", "server2"))
+    status = two.home / tmp_path.name / "first" / "runs" / "half" / "status.json"
+    wait(lambda: json.loads(status.read_text())["state"] == "ended", "the end on server1")
+    assert not (here / "host.json").exists()  # so it can be begun again
+
+
+def test_stop_asks_all_hosts(
+    two: LoopbackHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def stop(part: Part, *, docker: bool, now: bool) -> dict[str, Any]:
+        asked.append((part.host, docker, now))
+        if part.host == "server1":
+            raise ServerUnreachable("server1: \x1b[2J no answer")
+        return {"state": "running"}
+
+    monkeypatch.setattr("manyhands.hosts.watching.stop", stop)
+    parts = tuple(Part(host=name, directory="/r") for name in ("server1", "server2"))
+    Record(run="both", parts=parts).keep_in(two.manyhands_home / "runs" / "both")
+    assert run(["hosts", "stop", "both"]) == ServerUnreachable.exit_code
+    assert asked == [("server1", False, False), ("server2", False, False)]
+    output = capsys.readouterr()
+    assert "both on server2 is asked to save and end" in output.out
+    assert output.err == "error: server1: \\x1b[2J no answer\n"  # and nothing steers the terminal
 
 
 def test_several_trainings_share_hosts_and_a_table(

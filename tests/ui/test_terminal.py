@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from manyhands.ui.terminal import human_bytes, human_seconds, printable, table
+from manyhands.ui.terminal import human_bytes, human_seconds, printable, printable_lines, table
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,7 @@ def test_table_aligns_and_never_wraps() -> None:
 
 def test_table_without_rows_has_its_heading() -> None:
     assert table([], {"a": "alpha"}).splitlines() == ["alpha", "─────"]
+
+
+def test_lines_stay_lines() -> None:
+    assert printable_lines("a\tb\nc\x1b[2J\r\n") == "a       b\nc\\x1b[2J\\x0d\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,11 +93,19 @@ def recorded(directory: Path) -> Record | None:
         raise StorageError(f"{path}: {error}; it is written by `manyhands train --host`") from None
 
 
-def all_recorded(root: Path | None = None) -> dict[Path, Record]:
-    """Those in runs/ of MANYHANDS_HOME, by directory, the latest last."""
-    runs = root or home() / "runs"
-    found = sorted(runs.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime) if runs.is_dir() else []
-    return {path.parent: record for path in found if (record := recorded(path.parent)) is not None}
+def all_recorded(tell: Callable[[str], None] = lambda _text: None) -> dict[Path, Record]:
+    """Those in runs/ of MANYHANDS_HOME, by directory, the latest last. A broken one is told of, and left out."""
+    files = sorted((home() / "runs").glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    found = {}
+    for file in files:
+        try:
+            record = recorded(file.parent)
+        except StorageError as error:
+            tell(f"left out: {error}")
+            continue
+        if record is not None:
+            found[file.parent] = record
+    return found
 
 
 def run_named(name: str) -> tuple[Path, Record]:

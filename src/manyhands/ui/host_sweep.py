@@ -15,11 +15,11 @@ from manyhands.errors import ManyhandsError
 from manyhands.hosts.beginning import Wish, begin
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.watching import watch, words_of
-from manyhands.ui.host_training import REFRESH_PER_S, Signals, detached, printable_lines
+from manyhands.ui.host_training import REFRESH_PER_S, Signals, detached
 from manyhands.ui.live import Screen
 from manyhands.ui.live_training import train_line
 from manyhands.ui.logs import json_line
-from manyhands.ui.terminal import printable
+from manyhands.ui.terminal import printable, printable_lines
 from manyhands.ui.training_table import ROWS, TrainingTable, table_of
 
 

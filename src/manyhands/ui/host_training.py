@@ -24,7 +24,7 @@ from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.record import Record
 from manyhands.hosts.watching import Outcome, stop, watch, words_of
 from manyhands.ui.live_training import TrainScreen
-from manyhands.ui.terminal import human_bytes, human_seconds, printable
+from manyhands.ui.terminal import human_bytes, human_seconds, printable, printable_lines
 
 if TYPE_CHECKING:
     from manyhands.engine.configuration import Configuration
@@ -255,8 +255,3 @@ def _tell_end(directory: Path, outcome: Outcome, *, quiet: bool) -> None:
     latest = directory / "checkpoints" / "latest"
     if latest.is_file():
         click.echo(f"checkpoint {directory / 'checkpoints' / latest.read_text(encoding='utf-8').strip()}")
-
-
-def printable_lines(text: str) -> str:
-    """What a host has printed cannot steer the terminal here."""
-    return "\n".join(printable(line) for line in text.splitlines())

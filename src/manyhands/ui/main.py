@@ -106,17 +106,24 @@ def run(arguments: list[str]) -> int:
         _quiet_standard_output()
         return 1
     except Interrupted as end:
-        click.echo(str(end), err=True)
+        _tell(str(end))
         return end.exit_code
     except ManyhandsError as error:
         _traceback_if_asked(meta)
-        click.echo(f"error: {error}", err=True)
+        _tell(f"error: {error}")
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the boundary of the process: every fault becomes words and a code
         if not _traceback_if_asked(meta):
             click.echo("Run it again with --debug to see where it happened.", err=True)
-        click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+        _tell(f"error: unexpected {type(error).__name__}: {error}")
         return ManyhandsError.exit_code
+
+
+def _tell(text: str) -> None:
+    """On standard error; what others have written into it cannot steer the terminal."""
+    from manyhands.ui.terminal import printable_lines
+
+    click.echo(printable_lines(text), err=True)
 
 
 def _usage(error: click.ClickException) -> int:

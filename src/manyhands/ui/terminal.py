@@ -23,6 +23,11 @@ def printable(text: str, *, width: int | None = None) -> str:
     return safe if width is None or len(safe) <= width else safe[: width - 1] + "…"
 
 
+def printable_lines(text: str) -> str:
+    """The same for text of several lines, which stay lines; tabs become blanks."""
+    return "\n".join(printable(line.expandtabs()) for line in text.split("\n"))
+
+
 def short_key(key: str) -> str:
     """The first eight hex digits: how a key is shown where it only has to be told from its neighbours."""
     return key[:8]

@@ -45,7 +45,7 @@ def ls(output: str) -> None:
     from manyhands.ui.terminal import print_json, table
 
     hosts_rows = [_host_row(host) for host in known().values()]
-    runs = list(all_recorded().items())
+    runs = list(all_recorded(tell=_tell).items())
     states = asyncio.run(_states([record for _, record in runs]))
     run_rows = [
         _run_row(directory, record, part, states) for directory, record in runs for part in record.parts
@@ -197,6 +197,7 @@ def setup(name: str, wheel: Path | None, extras: str, system_packages: bool, no_
     from manyhands.hosts.hosts_file import host_named
     from manyhands.hosts.setup import own_wheel
     from manyhands.hosts.setup import setup as set_up
+    from manyhands.ui.terminal import printable_lines
 
     host = host_named(name)
     with tempfile.TemporaryDirectory(prefix="manyhands-wheel-") as directory:
@@ -207,10 +208,10 @@ def setup(name: str, wheel: Path | None, extras: str, system_packages: bool, no_
                 system_packages=system_packages,
                 dependencies=not no_dependencies,
                 extras=[extra for extra in extras.split(",") if extra],
-                tell=lambda text: click.echo(text, err=True),
+                tell=_tell,
             )
         )
-    click.echo(f"{name} has manyhands {made.version} at {made.python}")
+    click.echo(printable_lines(f"{name} has manyhands {made.version} at {made.python}"))
     if host.python is not None:
         click.echo(f'its entry names "Python": {host.python}: take that out to use the new one', err=True)
 
@@ -269,7 +270,7 @@ async def _log(directory: Path, record: Record, part: Part) -> str:
     except ServerUnreachable as error:
         if not here.is_file():
             raise
-        click.echo(f"{error}; this is the copy here", err=True)
+        _tell(f"{error}; this is the copy here")
         return here.read_text(encoding="utf-8", errors="replace")
 
 
@@ -298,7 +299,7 @@ def fetch(run: str, everything: bool) -> None:
             directory,
             docker=record.docker,
             everything=everything,
-            tell=lambda text: click.echo(text, err=True),
+            tell=_tell,
             keep=record.keep,
         )
     )
@@ -314,17 +315,37 @@ def fetch(run: str, everything: bool) -> None:
 @run_argument
 @click.option("--now", is_flag=True, help="End it at once, without saving.")
 def stop(run: str, now: bool) -> None:
-    """Ask a training on a host to save and end. `hosts attach` shows how it does, and brings back what it saved."""
+    """Ask a training on a host to save and end. `hosts attach` shows how it does, and brings back what it saved.
+
+    Of several hosts all are asked, also where one cannot be reached.
+    """
+    from manyhands.errors import ManyhandsError
     from manyhands.hosts.record import run_named
     from manyhands.hosts.watching import stop as ask
 
     _, record = run_named(run)
+    faults: list[ManyhandsError] = []
     for part in record.parts:
-        status = _run(ask(part, docker=record.docker, now=now))
+        try:
+            status = _run(ask(part, docker=record.docker, now=now))
+        except ManyhandsError as error:
+            faults.append(error)
+            continue
         if status["state"] != "running":
             click.echo(f"{run} has ended on {part.host} already")
         else:
             click.echo(f"{run} on {part.host} " + ("is killed" if now else "is asked to save and end"))
+    for fault in faults[1:]:
+        _tell(f"error: {fault}")
+    if faults:
+        raise faults[0]
+
+
+def _tell(text: str) -> None:
+    """On standard error; what a host has said cannot steer the terminal."""
+    from manyhands.ui.terminal import printable_lines
+
+    click.echo(printable_lines(text), err=True)
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
