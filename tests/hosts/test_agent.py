@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from manyhands.errors import ProtocolError
+from manyhands.errors import ProtocolError, ServerUnreachable
 from manyhands.hosts.agent import Agent
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.on_host.files import CHUNK
@@ -65,7 +65,50 @@ def test_frames_come_in_any_pieces() -> None:
         there, _ = silent()
         for byte in b'{"size": 3, "more": true}\nabc{"done": true}\n':
             there.received(bytes([byte]))
-        found = [(answer.fields, bytes(answer.body)) async for answer in there.stream("read")]
+        found = [(answer.fields, bytes(answer.body)) async for answer in there.stream("read", silence_s=5)]
         assert found == [({"size": 3, "more": True}, b"abc"), ({"done": True}, b"")]
 
     asyncio.run(ask())
+
+
+def test_a_host_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> None:
+        there, channel = silent()
+        with pytest.raises(ServerUnreachable, match=r"server1 has said nothing for 0 s \(probe\)"):
+            await there.ask("probe")
+        assert channel.closed
+        with pytest.raises(ServerUnreachable, match="the connection was lost"):  # not the answer to the first
+            await there.ask("probe")
+
+    monkeypatch.setattr("manyhands.hosts.agent.SILENCE_S", 0.1)
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_a_host_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> None:
+        there, _ = silent()
+        there.may_write(False)
+        with pytest.raises(ServerUnreachable, match="has said nothing"):
+            await there.ask("probe")
+
+    monkeypatch.setattr("manyhands.hosts.agent.SILENCE_S", 0.1)
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_a_slow_line_is_no_silence() -> None:
+    """However long one frame takes, as long as bytes of it come."""
+
+    async def ask() -> None:
+        there, _ = silent()
+
+        async def drip() -> None:
+            for byte in b'{"size": 8, "more": true}\n01234567{"done": true}\n':
+                await asyncio.sleep(0.05)
+                there.received(bytes([byte]))
+
+        dripping = asyncio.create_task(drip())
+        bodies = [bytes(answer.body) async for answer in there.stream("read", silence_s=1)]
+        assert bodies == [b"01234567", b""]
+        await dripping
+
+    asyncio.run(asyncio.wait_for(ask(), 20))

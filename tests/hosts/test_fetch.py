@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shutil
 import time
@@ -18,6 +19,7 @@ from manyhands.hosts.fetch import GIVEN, NEVER, Fetched, _listed, _prune, _recei
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.launch import send_file
 from manyhands.hosts.on_host.files import CHUNK
+from manyhands.hosts.patience import Patience
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 BIG = 12 * CHUNK + 12_345
@@ -111,7 +113,7 @@ def test_what_cannot_be_read_there_is_not_taken_for_removed(remote: Path, tmp_pa
     async def receive(name: str) -> set[str]:
         one = _Wanted(name=name, size=9, aside=tmp_path / "aside", final=None)
         async with reached(host_named("server1")) as there:
-            return await _receive(there, str(remote), [one], Fetched())
+            return await _receive(there, str(remote), [one], Fetched(), Patience("server1", print))
 
     assert asyncio.run(receive("checkpoints/step-00000009/state")) == {"step-00000009"}
     with pytest.raises(StorageError, match="cannot read checkpoints/step-00000010/state"):
@@ -180,6 +182,18 @@ def test_a_full_disk_here(remote: Path, tmp_path: Path, tmpfs: Callable[[Path], 
     small = tmpfs(tmp_path / "small")
     with pytest.raises(StorageError, match="free space here, and fetch again: it goes on where it was"):
         brought(remote, small)
+
+
+def test_a_host_that_lets_in_and_sends_nothing_is_given_up(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_arguments: object) -> set[str]:
+        raise ServerUnreachable("nothing came")
+
+    monkeypatch.setattr("manyhands.hosts.fetch._receive", nothing)
+    monkeypatch.setattr("manyhands.hosts.fetch.Patience", functools.partial(Patience, give_up_s=0.5))
+    with pytest.raises(ServerUnreachable, match="has not answered for"):
+        brought(remote, tmp_path / "here")
 
 
 def test_a_run_that_is_not_there_any_more(host: LoopbackHost, tmp_path: Path) -> None:

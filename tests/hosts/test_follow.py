@@ -228,6 +228,23 @@ def test_nothing_was_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (events, exit_code_of(ending)) == ([], WorkerError.exit_code)
 
 
+def test_a_status_that_cannot_be_read_any_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = program(AGENT).replace("UNREADABLE_S = 10.0", "UNREADABLE_S = 0.5")
+    monkeypatch.setattr("manyhands.hosts.agent.program", lambda _modules: text)
+    status = run.start("/bin/sleep", "100")
+    whole = (run.directory / "status.json").read_text()
+    (run.directory / "status.json").write_text("{")
+    try:
+        ending, _, _ = run.follow()
+        assert "cannot be read any more (status.json): nobody knows how it ended" in words_of(
+            "server1", ending
+        )
+        assert exit_code_of(ending) == WorkerError.exit_code
+        assert begun(status["child"]) is not None
+    finally:
+        (run.directory / "status.json").write_text(whole)
+
+
 def test_a_full_disk_there_still_gives_the_end_and_the_last_lines(
     run: Run, tmpfs: Callable[[Path], Path]
 ) -> None:

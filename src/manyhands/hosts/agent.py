@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shlex
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -27,6 +28,13 @@ from manyhands.hosts.on_host.frames import MARK
 AGENT: Final = ("processes", "frames", "facts", "files", "trainings", "serve")
 SUPERVISOR: Final = ("processes", "supervisor")
 BEGIN_S: Final = 20.0
+SILENCE_S: Final = 60.0
+"""So long without a byte, and an answer is given up: something there hangs, a disk or a mount."""
+_SILENCE_S: Final[dict[str, float | None]] = {
+    **{"partial": 900.0, "hashes": 900.0, "listing": 300.0},  # these read as much as there is
+    "put": 600.0,  # on its way over a slow line, or onto a slow disk
+    "run": None,  # until it ends
+}
 _AHEAD_BYTES: Final = 32 << 20
 """Answers that wait for their reader; then the host waits."""
 _UNDER_WAY: Final = 4
@@ -106,12 +114,14 @@ class Agent:
         self._fault: ManyhandsError | None = None
         self._exit_code: int | None = None
         self._waiting_bytes = 0
+        self._heard = 0.0
         self._turn = asyncio.Lock()
 
     # ------------------------------------------------------------------ connection.Receiver
     def received(self, data: bytes) -> None:
         if self._fault is not None:
             return
+        self._heard = time.monotonic()
         try:
             self._frames.feed(data)
         except ManyhandsError as error:
@@ -169,11 +179,16 @@ class Agent:
     async def ask(self, op: str, body: bytes = b"", **fields: Any) -> dict[str, Any]:
         """One request with one answer. Raises StorageError for a fault of the host's disk, ServerUnreachable."""
         async with self._turn:
-            await self._send(op, body, fields)
-            return (await self._next(op)).fields
+            silence_s = _SILENCE_S.get(op, SILENCE_S)
+            await self._send(op, body, fields, silence_s)
+            return (await self._next(op, silence_s)).fields
 
-    async def stream(self, op: str, *, pieces: Pieces | None = None, **fields: Any) -> AsyncIterator[Answer]:
+    async def stream(
+        self, op: str, *, silence_s: float, pieces: Pieces | None = None, **fields: Any
+    ) -> AsyncIterator[Answer]:
         """One request with many answers; the last one, which does not say `more`, comes as well.
+
+        silence_s: so long without a byte, and it is given up with ServerUnreachable.
 
         pieces: gets the bodies as they arrive, before their answer, which then has none. A ManyhandsError of it ends
         the connection and is raised here.
@@ -181,9 +196,9 @@ class Agent:
         async with self._turn:
             self._frames.pieces = pieces
             try:
-                await self._send(op, b"", fields)
+                await self._send(op, b"", fields, silence_s)
                 while True:
-                    answer = await self._next(op)
+                    answer = await self._next(op, silence_s)
                     yield answer
                     if not answer.fields.get("more"):
                         return
@@ -197,10 +212,12 @@ class Agent:
             while True:
                 body = file.read(CHUNK)
                 last = offset + len(body) >= size
-                await self._send("put", body, {"path": path, "offset": offset, "last": last})
+                await self._send(
+                    "put", body, {"path": path, "offset": offset, "last": last}, _SILENCE_S["put"]
+                )
                 offset, unanswered = offset + len(body), unanswered + 1
                 while unanswered > (0 if last else _UNDER_WAY):
-                    await self._next("put")
+                    await self._next("put", _SILENCE_S["put"])
                     unanswered -= 1
                 if last:
                     return
@@ -214,17 +231,23 @@ class Agent:
         if self._channel is not None:
             self._channel.close()
 
-    async def _send(self, op: str, body: bytes, fields: dict[str, Any]) -> None:
+    async def _send(self, op: str, body: bytes, fields: dict[str, Any], silence_s: float | None) -> None:
         assert self._channel is not None
         request = {"op": op, **fields}
         if body or op == "put":
             request |= {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-        await self._writable.wait()
+        try:
+            await asyncio.wait_for(self._writable.wait(), silence_s)
+        except TimeoutError:
+            raise self._given_up(op, silence_s) from None
         if self._ended is None:
             self._channel.write(json.dumps(request).encode() + b"\n" + body)
 
-    async def _next(self, op: str) -> Answer:
-        answer = None if self._ended is not None and self._answers.empty() else await self._answers.get()
+    async def _next(self, op: str, silence_s: float | None) -> Answer:
+        """Waits as long as bytes come. A silence ends the connection: a late answer would be taken for another."""
+        answer = (
+            None if self._ended is not None and self._answers.empty() else await self._within(op, silence_s)
+        )
         if self._fault is not None and answer is None:
             raise self._fault
         if answer is None:
@@ -239,6 +262,22 @@ class Agent:
         if "error" in answer.fields:
             raise _fault(self._host, op, answer.fields)
         return answer
+
+    async def _within(self, op: str, silence_s: float | None) -> Answer | None:
+        asked = time.monotonic()
+        while True:
+            left = None if silence_s is None else max(asked, self._heard) + silence_s - time.monotonic()
+            try:
+                async with asyncio.timeout(left):
+                    return await self._answers.get()
+            except TimeoutError:
+                if silence_s is None or time.monotonic() - max(asked, self._heard) >= silence_s:
+                    raise self._given_up(op, silence_s) from None
+
+    def _given_up(self, op: str, silence_s: float | None) -> ServerUnreachable:
+        self.closed(f"it had said nothing for {silence_s or 0:.0f} s")
+        self.close()
+        return ServerUnreachable(f"{self._host.host_name} has said nothing for {silence_s or 0:.0f} s ({op})")
 
 
 def _fault(host: Host, op: str, fields: dict[str, Any]) -> ManyhandsError:

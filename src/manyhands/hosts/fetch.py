@@ -85,8 +85,9 @@ async def fetch(
 
     async def attempt() -> None:
         async with connected(host) as connection, agent(connection, host, docker=docker) as there:
+            without = NEVER if everything else (*NEVER, *GIVEN)
+            await _bring(there, remote, directory, result, without, patience)
             patience.answered()
-            await _bring(there, remote, directory, result, NEVER if everything else (*NEVER, *GIVEN))
 
     with await _alone(directory, tell):
         begun = time.monotonic()
@@ -119,7 +120,7 @@ async def _alone(directory: Path, tell: Callable[[str], None]) -> IO[str]:
 
 
 async def _bring(
-    there: Agent, remote: str, directory: Path, result: Fetched, without: Collection[str]
+    there: Agent, remote: str, directory: Path, result: Fetched, without: Collection[str], patience: Patience
 ) -> None:
     answer = await there.ask("listing", path=remote, without=list(without))
     if not answer["there"]:
@@ -129,7 +130,7 @@ async def _bring(
     for one in wanted:
         await _find_offset(there, remote, one)
         result.kept_bytes += one.offset
-    gone = await _receive(there, remote, wanted, result)
+    gone = await _receive(there, remote, wanted, result, patience)
     for name in dict.fromkeys(m[1] for w in wanted if (m := _CHECKPOINT.match(w.name))):
         if name in gone:  # removed there in favour of a newer one
             shutil.rmtree(_aside(directory, name), ignore_errors=True)
@@ -201,34 +202,43 @@ async def _find_offset(there: Agent, remote: str, wanted: _Wanted) -> None:
             wanted.offset += len(body)
 
 
-async def _receive(there: Agent, remote: str, wanted: list[_Wanted], result: Fetched) -> set[str]:
+async def _receive(
+    there: Agent, remote: str, wanted: list[_Wanted], result: Fetched, patience: Patience
+) -> set[str]:
     """All files in one stream. The names of checkpoints of which a file has gone meanwhile."""
     gone: set[str] = set()
+    told: set[str] = set()
     if not wanted:
         return gone
     writing = _Writing(wanted, result)
     answers = there.stream(
-        "read", path=remote, files=[[w.name, w.offset, w.size] for w in wanted], pieces=writing.piece
+        "read",
+        path=remote,
+        files=[[w.name, w.offset, w.size] for w in wanted],
+        pieces=writing.piece,
+        silence_s=SILENCE_S,
     )
     try:
-        while True:
-            try:
-                answer = await asyncio.wait_for(anext(answers), SILENCE_S)
-            except TimeoutError:
-                raise ServerUnreachable(f"nothing came for {SILENCE_S:.0f} s") from None
+        async for answer in answers:
             fields = answer.fields
             if fields.get("done"):
-                return gone
+                continue
             one = writing.one_of(fields)
             if "sha256" in fields:
                 writing.chunk(one, fields)
-            elif "failed" in fields:
+                patience.answered()
+                continue
+            if "failed" in fields:
                 if fields.get("errno") != errno.ENOENT:
                     raise StorageError(f"the host cannot read {one.name}: {fields['failed']}")
                 if (checkpoint := _CHECKPOINT.match(one.name)) is not None:
                     gone.add(checkpoint[1])
             else:
                 writing.whole(one, fields.get("whole"))
+            told.add(one.name)
+        if missing := [one.name for one in wanted if one.name not in told]:
+            raise ProtocolError(f"the host has sent nothing of {missing[0]}")
+        return gone
     except OSError as error:
         raise StorageError(f"{error}; free space here, and fetch again: it goes on where it was") from error
     finally:

@@ -125,22 +125,14 @@ class Follower:
                     await here
 
     async def _listen(self, there: Agent, offsets: dict[str, int]) -> dict[str, Any]:
-        answers = there.stream("follow", run=self._directory, offsets=offsets)
-        while True:
-            try:
-                async with asyncio.timeout(SILENCE_S):
-                    answer = await anext(answers)
-            except TimeoutError:
-                raise ServerUnreachable(
-                    f"{self._host.host_name} has said nothing for {SILENCE_S:.0f} s"
-                ) from None
-            except StopAsyncIteration:
-                raise ServerUnreachable(f"{self._host.host_name}: the agent has ended") from None
+        answers = there.stream("follow", run=self._directory, offsets=offsets, silence_s=SILENCE_S)
+        async for answer in answers:
             self._patience.answered()
             self._take(answer)
             if not answer.fields.get("more"):
                 ending = {**answer.fields["status"], "free_bytes": answer.fields["free"]}
                 return {"tail": list(self._last), **ending}
+        raise ServerUnreachable(f"{self._host.host_name}: the agent has ended")
 
     def _take(self, answer: Answer) -> None:
         name = answer.fields.get("file")

@@ -246,6 +246,8 @@ def words_of(host: str, ending: dict[str, Any]) -> str:
         how = f"nothing was started on {host}"
     elif ending["state"] == "gone":
         how = f"the run's directory on {host} is gone: its disk was lost, or somebody removed it"
+    elif ending.get("unreadable"):
+        how = f"the status of the training on {host} cannot be read any more (status.json): nobody knows how it ended"
     elif ending["state"] == "lost":
         how = (
             f"{host} was started anew meanwhile, which ended the training"

@@ -21,6 +21,8 @@ BEAT_EVERY_S = 2.0
 SILENCE_S = 60.0
 """A follower that says nothing for so long is gone, whatever the connection says."""
 BEGIN_S = 20.0
+UNREADABLE_S = 10.0
+"""So long without the status of a training that has begun, and nobody will know any more."""
 PIECE = 256 * 1024
 
 
@@ -76,7 +78,7 @@ def follow(line: Line, request: dict[str, Any]) -> None:
     """
     directory, offsets = absolute(request["run"]), dict(request["offsets"])
     told: Any = 0
-    beat = heard = begun_at = time.monotonic()
+    beat = heard = known = time.monotonic()
     while True:
         found = status_of(directory)  # before the files: what was written before the end is there
         sent = new_bytes(line, directory, offsets)
@@ -86,8 +88,10 @@ def follow(line: Line, request: dict[str, Any]) -> None:
         if found is None and not os.path.isdir(directory):
             line.answer(status={"state": "gone"}, free=None)
             return
-        if found is None and time.monotonic() - begun_at > BEGIN_S:
-            line.answer(status={"state": "never started"}, free=None)
+        known = time.monotonic() if found is not None else known
+        if time.monotonic() - known > (UNREADABLE_S if was_begun(directory) else BEGIN_S):
+            lost = {"state": "lost", "unreadable": True}
+            line.answer(status=lost if was_begun(directory) else {"state": "never started"}, free=None)
             return
         if found is not None and found["state"] != "running":
             line.answer(status=found, free=free_bytes(directory))
@@ -105,6 +109,11 @@ def follow(line: Line, request: dict[str, Any]) -> None:
             heard = now
         elif now - heard > SILENCE_S:
             return
+
+
+def was_begun(directory: str) -> bool:
+    """Whether a supervisor has opened its log there."""
+    return os.path.exists(os.path.join(directory, "host.log"))
 
 
 def new_bytes(line: Line, directory: str, offsets: dict[str, int]) -> bool:
