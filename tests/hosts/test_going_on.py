@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from manyhands.errors import DataError, PlanError, Refused
+from manyhands.errors import DataError, PlanError
 from manyhands.hosts.agent import Agent
 from manyhands.hosts.going_on import Found, check_here, origin_of
 from manyhands.hosts.record import Part, Record, recorded
@@ -114,17 +114,17 @@ def test_another_training_here_is_refused(tmp_path: Path) -> None:
     check_here(tmp_path / "none", None)
     for step, events in ((1, ""), (0, "{}\n")):
         here = kept(tmp_path / f"local-{step}", *([step] if step else []), events=events)
-        with pytest.raises(Refused, match="has a training already: go on with it"):
+        with pytest.raises(PlanError, match="has a training already: go on with it"):
             check_here(here, None)
         check_here(here, "latest")
     record = Record(run="r", parts=(Part(host="server1", directory="/r"),))
     record.keep_in(tmp_path / "there")
     for resume in (None, "latest"):
-        with pytest.raises(Refused, match="its training on server1 goes on, or nobody has seen its end"):
+        with pytest.raises(PlanError, match="its training on server1 goes on, or nobody has seen its end"):
             check_here(tmp_path / "there", resume)
     record.with_ending("server1", ENDED).keep_in(tmp_path / "there")
     check_here(tmp_path / "there", "latest")
-    with pytest.raises(Refused, match="has a training already"):
+    with pytest.raises(PlanError, match="has a training already"):
         check_here(tmp_path / "there", None)
 
 
@@ -132,11 +132,11 @@ def test_another_training_there_is_refused_before_anything_is_sent(host: Loopbac
     there = kept(host.home / "manyhands" / "runs" / "taken", 5, events="{}\n")
     (there / "plan.yaml").write_text("its own")
     here = host.manyhands_home / "runs" / "taken"
-    with pytest.raises(Refused, match=r"server1 has a training in .*taken already"):
+    with pytest.raises(PlanError, match=r"server1 has a training in .*taken already"):
         begun(here)
     kept(here, 10, events='{"another": 1}\n{}\n')
     (there / "events.jsonl").write_text('{"something else": 1}\n{}\n{}\n')
-    with pytest.raises(Refused, match="server1 has another training in"):
+    with pytest.raises(PlanError, match="server1 has another training in"):
         begun(here, "resume=latest")
     assert not (here / "host.json").exists()
 

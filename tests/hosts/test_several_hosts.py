@@ -155,6 +155,45 @@ def test_several_trainings_share_hosts_and_a_table(
     assert two.user
 
 
+@pytest.mark.parametrize(("dead", "code"), [(("server2",), 0), (("server1", "server2"), 6)])
+def test_a_dead_host_gets_no_more(
+    two: LoopbackHost,
+    tiny: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dead: tuple[str, ...],
+    code: int,
+) -> None:
+    """The other one carries out its part as well, also what the dead one gives back when nothing else is left."""
+    done: list[str] = []
+    asked: list[str] = []
+
+    async def begin(hosts: list[Host], wish: Wish, _view: View) -> Record:
+        name = hosts[0].host_name
+        asked.append(name)
+        await asyncio.sleep(0.2 if name in dead else 0)
+        if name in dead:
+            raise ServerUnreachable(f"{name}: no route")
+        done.append(f"{wish.configuration.plan.local.optimizer.lr:g}")
+        return Record(run=wish.run, parts=(Part(host=name, directory="/"),))
+
+    async def watch(_directory: Path, record: Record, _view: View, *, replay: bool) -> Outcome:
+        assert not replay
+        ending = {"state": "ended", "exit_code": 0}
+        return Outcome(exit_code=0, endings={record.parts[0].host: ending}, fetched=Fetched())
+
+    monkeypatch.setattr("manyhands.ui.host_sweep.begin", begin)
+    monkeypatch.setattr("manyhands.ui.host_sweep.watch", watch)
+    words = [*tiny, "optimizer.lr=1,2,3,4,5,6", "--logs", "console"]
+    assert run(["train", "-m", "--host", "server1", "--host", "server2", *words]) == code
+    output = capsys.readouterr()
+    assert "server2: no route; nothing more is begun there" in output.out
+    assert asked.count("server2") == 1
+    assert sorted(done) == ([] if code else ["1", "2", "3", "4", "5", "6"])
+    assert ("error: no host is left for 6 of the trainings" in output.err) == bool(code)
+    assert two.user
+
+
 def test_what_does_not_go_together(
     two: LoopbackHost, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,8 +70,8 @@ class Wish:
 async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
     """Look at every host, send to every host, start on every host. Nothing runs where one of them cannot.
 
-    Raises what `launch.check_ready` does, Refused where there is another training of this name, DataError where the
-    checkpoint to go on from is missing, and the errors of a connection.
+    Raises PlanError and DataError for what no host can do: another training has this name, the checkpoint to go on
+    from is missing; what `launch.check_ready` does, and the errors of a connection, for a host that cannot.
     """
     _check_wish(hosts, wish)
     resume = wish.configuration.start.resume

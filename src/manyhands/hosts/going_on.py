@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from manyhands.engine.checkpoint_names import TRAINING, is_name, number_of, numbered
-from manyhands.errors import DataError, Refused, StorageError
+from manyhands.errors import DataError, PlanError, StorageError
 from manyhands.hosts.agent import Agent
 from manyhands.hosts.follow import EVENTS
 from manyhands.hosts.inputs import CODE, INPUTS
@@ -42,27 +42,27 @@ class Origin:
 
 
 def check_here(directory: Path, resume: str | None) -> None:
-    """Raises Refused where the directory has a training that is not gone on with, or that has not ended."""
+    """Raises PlanError where the directory has a training that is not gone on with, or that has not ended."""
     record = recorded(directory)
     if record is not None and not record.ended:
-        raise Refused(
+        raise PlanError(
             f"{directory}: its training on {', '.join(part.host for part in record.parts)} goes on, or nobody has "
             f"seen its end: see it with `manyhands hosts attach {directory}`, or choose another run=NAME"
         )
     if resume is not None:
         return
     if record is not None or (directory / EVENTS).exists() or numbered(directory / CHECKPOINTS, TRAINING):
-        raise Refused(
+        raise PlanError(
             f"{directory} has a training already: go on with it (--resume {directory}), or choose another "
             "run=NAME or --directory"
         )
 
 
 async def found_there(there: Agent, part: Part, resume: str | None) -> Found:
-    """What the host has of the run. Raises Refused where a training runs there, or one is not to be gone on with."""
+    """What the host has of the run. Raises PlanError where one runs there, or is not to be gone on with."""
     status = (await there.ask("status", run=part.directory))["status"]
     if status is not None and status["state"] == "running":
-        raise Refused(
+        raise PlanError(
             f"{part.host}: a training runs in {part.directory} already: choose another run=NAME, or wait for its end"
         )
     listed = await there.ask("listing", path=part.directory, without=["materials", INPUTS, CODE])
@@ -76,7 +76,7 @@ async def found_there(there: Agent, part: Part, resume: str | None) -> Found:
         elif name == EVENTS:
             events = size
     if resume is None and (checkpoints or events):
-        raise Refused(
+        raise PlanError(
             f"{part.host} has a training in {part.directory} already: go on with it (--resume), or choose another "
             "run=NAME"
         )
@@ -107,7 +107,7 @@ def origin_of(directory: Path, resume: str, leads: Found) -> Origin:
 async def send_origin(
     there: Agent, facts: Facts, origin: Origin, found: Found, run: str, tell: Callable[[str], None]
 ) -> None:
-    """The checkpoint, to a host that has not got it: whole or not there. Raises Refused, DataError, StorageError."""
+    """The checkpoint, to a host without it: whole or not there. Raises PlanError, DataError, StorageError."""
     host = facts.host.host_name
     if origin.here is None:
         if origin.name not in found.checkpoints:
@@ -119,7 +119,7 @@ async def send_origin(
     has = found.checkpoints.get(origin.name)
     if has is not None:
         if has != {name: file.stat().st_size for name, file in files.items()}:
-            raise Refused(
+            raise PlanError(
                 f"{host} has another {origin.name} in {run} than {origin.here}: remove it there, or choose another "
                 "run=NAME"
             )
@@ -136,7 +136,7 @@ async def send_origin(
 
 
 async def send_events(there: Agent, part: Part, directory: Path, found: Found) -> None:
-    """The events so far, to a host that has fewer: it goes on behind them. Raises Refused where it has others."""
+    """The events so far, to a host that has fewer: it goes on behind them. Raises PlanError where it has others."""
     file = directory / EVENTS
     if not file.is_file():
         return
@@ -148,7 +148,7 @@ async def send_events(there: Agent, part: Part, directory: Path, found: Found) -
         return
     answer = await there.ask("hashes", path=f"{part.directory}/{EVENTS}", bytes=whole)
     if answer["hashes"] != hashes_of(file, whole):
-        raise Refused(
+        raise PlanError(
             f"{part.host} has another training in {part.directory} than {directory}: choose another run=NAME"
         )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Group
 from rich.text import Text
 
-from manyhands.errors import ManyhandsError
+from manyhands.errors import ManyhandsError, Refused, ServerUnreachable, StorageError, WorkerError
 from manyhands.hosts.beginning import Wish, begin
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.watching import watch, words_of
@@ -21,6 +21,9 @@ from manyhands.ui.live_training import train_line
 from manyhands.ui.logs import json_line
 from manyhands.ui.terminal import printable, printable_lines
 from manyhands.ui.training_table import ROWS, TrainingTable, table_of
+
+_OF_THE_HOST: Final = (ServerUnreachable, Refused, StorageError, WorkerError)
+"""What `begin` raises because of a host, where another may do; anything else is the training's own fault."""
 
 
 class SweepScreen(Screen):
@@ -68,8 +71,9 @@ class OneOfMany:
 def sweep_on_hosts(groups: Sequence[Sequence[Host]], wishes: Sequence[tuple[str, Wish]], logs: str) -> int:
     """Carry out every wish; the exit code of the first that failed, in the order of the wishes.
 
-    A training that fails does not keep the others from being tried. A signal detaches from those that run; those that
-    have not begun are not begun. Raises Interrupted then.
+    A training that fails does not keep the others from being tried. A host on which one cannot begin gets no more,
+    and another carries it out; what is left when there is no host any more has failed as the last one did.
+    A signal detaches from those that run; those that have not begun are not begun. Raises Interrupted then.
     """
     return asyncio.run(_Sweep(groups, wishes, logs).carry_out())
 
@@ -82,6 +86,9 @@ class _Sweep:
         self._left = list(enumerate(wishes))
         self._codes: dict[int, int] = {}
         self._running: dict[int, Any] = {}
+        self._beginning = 0
+        self._turn = asyncio.Condition()
+        self._fault: ManyhandsError | None = None
 
     async def carry_out(self) -> int:
         with SweepScreen(self._logs) as screen, Signals() as signals:
@@ -101,23 +108,61 @@ class _Sweep:
 
     async def _all(self, screen: SweepScreen) -> None:
         await asyncio.gather(*(self._work(group, screen) for group in self._groups))
+        if self._left and self._fault is not None:
+            click.echo(f"error: no host is left for {len(self._left)} of the trainings", err=True)
+            self._codes |= {number: self._fault.exit_code for number, _ in self._left}
+
+    async def _next(self) -> tuple[int, tuple[str, Wish]] | None:
+        """The next to begin; None where nothing is left, and nothing that begins elsewhere can come back."""
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._left or not self._beginning)
+            if not self._left:
+                return None
+            self._beginning += 1
+            return self._left.pop(0)
+
+    async def _has_begun(self) -> None:
+        """Or has failed to."""
+        async with self._turn:
+            self._beginning -= 1
+            self._turn.notify_all()
 
     async def _work(self, group: Sequence[Host], screen: SweepScreen) -> None:
-        """One host, or those of one training, until nothing is left."""
-        while self._left:
-            number, (name, wish) = self._left.pop(0)
+        """One host, or those of one training, until nothing is left, or one of them cannot be trained on."""
+        while (taken := await self._next()) is not None:
+            number, (name, wish) = taken
             shown = " ".join(part for part in (group[0].host_name, name) if part)
-            view = OneOfMany(screen, screen.add(shown, wish.configuration.plan.local.batch_size))
+            table = screen.add(shown, wish.configuration.plan.local.batch_size)
+            view = OneOfMany(screen, table)
             try:
-                record = self._running[number] = await begin(group, wish, view)
-                outcome = await watch(wish.directory, record, view, replay=False)
+                record = await begin(group, wish, view)
+            except _OF_THE_HOST as error:
+                view.tell(f"error: {error}; nothing more is begun there")
+                screen.tables.remove(table)
+                self._left.insert(0, taken)
+                self._fault = error
+                return
             except ManyhandsError as error:
                 view.tell(f"error: {error}")
                 self._codes[number] = error.exit_code
             else:
-                self._codes[number] = outcome.exit_code
-                for host, ending in outcome.endings.items():
-                    if ending.get("exit_code") != 0:
-                        click.echo(f"error: {shown}: {printable_lines(words_of(host, ending))}", err=True)
+                self._running[number] = record
             finally:
-                self._running.pop(number, None)
+                await self._has_begun()
+            if number in self._running:
+                await self._watched(number, shown, wish, view)
+
+    async def _watched(self, number: int, shown: str, wish: Wish, view: OneOfMany) -> None:
+        """To its end."""
+        try:
+            outcome = await watch(wish.directory, self._running[number], view, replay=False)
+        except ManyhandsError as error:
+            view.tell(f"error: {error}")
+            self._codes[number] = error.exit_code
+            return
+        finally:
+            del self._running[number]
+        self._codes[number] = outcome.exit_code
+        for host, ending in outcome.endings.items():
+            if ending.get("exit_code") != 0:
+                click.echo(f"error: {shown}: {printable_lines(words_of(host, ending))}", err=True)
