@@ -10,16 +10,16 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from manyhands.errors import ServerUnreachable, StorageError, WorkerError
-from manyhands.hosts.agent import AGENT, SUPERVISOR, program, reached
+from manyhands.errors import ProtocolError, ServerUnreachable, StorageError, WorkerError
+from manyhands.hosts.agent import AGENT, SUPERVISOR, Agent, Answer, program, reached
 from manyhands.hosts.follow import EVENTS, LOG, Copy, Follower
-from manyhands.hosts.hosts_file import host_named
+from manyhands.hosts.hosts_file import Host, host_named
 from manyhands.hosts.on_host.processes import begun
 from manyhands.hosts.patience import Patience
 from manyhands.hosts.watching import exit_code_of, words_of
@@ -335,6 +335,23 @@ def test_the_environment_of_a_job_is_nobody_elses(run: Run) -> None:
     assert "secret" in (run.directory / "job.json").read_text()
     assert (run.directory / "job.json").stat().st_mode & 0o777 == 0o600
     assert run.directory.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"file": "plan.yaml", "offset": 0}, {"file": EVENTS, "offset": 1 << 40}, {"file": []}, {"status": 7}],
+)
+def test_what_was_not_asked_for_is_refused(fields: dict[str, Any], tmp_path: Path) -> None:
+    class Lying:
+        async def stream(self, _op: str, **_fields: Any) -> AsyncIterator[Answer]:
+            yield Answer(fields, bytearray(b"x"))
+
+    follower = Follower(
+        Host(host_name="server1"), "/runs/a", events=Copy(tmp_path / EVENTS), on_event=print, tell=print
+    )
+    with pytest.raises(ProtocolError, match="server1"):
+        asyncio.run(follower._listen(cast(Agent, Lying()), {}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_training_at_a_time_in_a_directory(run: Run) -> None:

@@ -116,3 +116,19 @@ def test_a_record_that_cannot_be_kept_does_not_hide_how_it_ended(
     outcome, told, _ = watched(tmp_path)
     assert outcome.exit_code == 137
     assert "no space left" in told
+
+
+def test_a_fault_of_fetching_is_told_once(
+    there: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def some_time(follower: Follower) -> dict[str, Any]:
+        follower._on_event({"kind": "saved", "checkpoint": "step-00000007"})
+        await asyncio.sleep(0.3)
+        return KILLED
+
+    there["fault"] = StorageError("a fault")
+    monkeypatch.setattr(Follower, "until_its_end", some_time)
+    monkeypatch.setattr("manyhands.hosts.watching._LOOK_AGAIN_S", 0.01)
+    _, told, _ = watched(tmp_path)
+    assert told[0] == "not fetched yet: a fault"
+    assert len(told) == 2

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from manyhands.errors import ServerUnreachable, StorageError
+from manyhands.errors import ProtocolError, ServerUnreachable, StorageError
 from manyhands.hosts.agent import Agent, Answer, agent
 from manyhands.hosts.connection import connected
 from manyhands.hosts.hosts_file import Host
@@ -130,15 +130,26 @@ class Follower:
             self._patience.answered()
             self._take(answer)
             if not answer.fields.get("more"):
-                ending = {**answer.fields["status"], "free_bytes": answer.fields["free"]}
-                return {"tail": list(self._last), **ending}
+                return {"tail": list(self._last), **self._ending(answer.fields)}
         raise ServerUnreachable(f"{self._host.host_name}: the agent has ended")
 
+    def _ending(self, fields: dict[str, Any]) -> dict[str, Any]:
+        status = fields.get("status")
+        if not isinstance(status, dict) or not isinstance(status.get("state"), str):
+            raise ProtocolError(
+                f"{self._host.host_name} does not say how the training ended: {fields!r:.200}"
+            )
+        return {**status, "free_bytes": fields.get("free")}
+
     def _take(self, answer: Answer) -> None:
+        """Raises ProtocolError for bytes that were not asked for."""
         name = answer.fields.get("file")
         if name is not None:
-            lines = self._copies[name].take(answer.fields["offset"], answer.body)
-            for line in lines:
+            copy = self._copies.get(name) if isinstance(name, str) else None
+            offset = answer.fields.get("offset")
+            if copy is None or offset != copy.offset:
+                raise ProtocolError(f"{self._host.host_name} has sent bytes of {name!r} from {offset!r}")
+            for line in copy.take(copy.offset, answer.body):
                 (self._event if name == EVENTS else self._printed)(line)
         elif answer.fields.get("status") is not None:
             self._on_status(answer.fields["status"])

@@ -94,6 +94,7 @@ class _Watch:
         """Each one as soon as it is whole there, until cancelled."""
         if self.record.shared:
             return
+        said = ""
         while True:
             await self.saved.wait()
             self.saved.clear()
@@ -101,7 +102,9 @@ class _Watch:
             try:
                 fetched = await self.bring()
             except ManyhandsError as error:
-                self.view.tell(f"not fetched yet: {error}")
+                if said != str(error):
+                    self.view.tell(f"not fetched yet: {error}")
+                said = str(error)
                 fetched = Fetched()
             for name in fetched.checkpoints:
                 self.view.tell(f"fetched {self.directory / 'checkpoints' / name}")
