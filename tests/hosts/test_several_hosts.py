@@ -205,6 +205,11 @@ def test_what_does_not_go_together(
     assert "server1 has no DockerLaunchCommand in the hosts' file" in capsys.readouterr().err
     assert run(["train", "--host", "server1", *tiny, "rank=0", "world_size=2"]) == 2
     assert "--host=a,b does that itself" in capsys.readouterr().err
+    same = ["optimizer.lr=1,2", "run=same"]
+    assert run(["train", "-m", "--host", "server1", *tiny, *same]) == 2
+    assert "the trainings would share " in capsys.readouterr().err
+    assert run(["train", "--host", "server1", *tiny, "--resume", "nowhere"]) == 2
+    assert "there is no such file or directory" in capsys.readouterr().err
     assert run(["train", *tiny, "exec.run_in_docker=true"]) == 2
     assert "give --host" in capsys.readouterr().err
     assert run(["train", *tiny, "--no-export"]) == 2

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import click
 
@@ -25,9 +25,6 @@ from manyhands.hosts.record import Record
 from manyhands.hosts.watching import Outcome, stop, watch, words_of
 from manyhands.ui.live_training import TrainScreen
 from manyhands.ui.terminal import human_bytes, human_seconds, printable, printable_lines
-
-if TYPE_CHECKING:
-    from manyhands.engine.configuration import Configuration
 
 REFRESH_PER_S: Final = 1  # every redrawing costs, and a training may take days
 
@@ -104,23 +101,6 @@ def attach(directory: Path, record: Record, logs: str) -> int:
             return await _attended(directory, record, screen, logs, replay=True)
 
     return asyncio.run(carry_out())
-
-
-def directory_for(configuration: Configuration, directory: Path | None) -> Path:
-    """Where it is kept here, and by whose name it is called there: of one that goes on, its own."""
-    from manyhands.config import home
-    from manyhands.plan.resolve import new_run_id
-    from manyhands.ui.plans import training_of
-
-    start = configuration.start
-    if directory is None and start.resume not in (None, "latest"):
-        directory = training_of(start.resume)
-        if directory is None:
-            raise click.UsageError(f"--resume {start.resume}: there is no training here; give its directory")
-    if directory is not None:
-        return directory
-    name = configuration.name() if start.run or start.resume else new_run_id(configuration.plan)
-    return home() / "runs" / name
 
 
 async def _attended(directory: Path, record: Record, screen: HostScreen, logs: str, *, replay: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,3 +128,24 @@ def training_of(resume: str) -> Path | None:
     """The directory of the training that a path names, or that holds the checkpoint which it names."""
     path = Path(resume).expanduser().resolve()
     return next((place for place in (path, *path.parents) if (place / "events.jsonl").is_file()), None)
+
+
+def training_directory(configuration: Configuration, directory: Path | None) -> Path:
+    """The directory of a training: the given one; of one that goes on, its own; else one in runs/ by its name.
+
+    Processes that are started each by itself, and a resume, find it by the configuration; else the name is new.
+    """
+    from manyhands.config import home
+    from manyhands.plan.resolve import new_run_id
+
+    start = configuration.start
+    if directory is not None:
+        return directory
+    if start.resume not in (None, "latest"):
+        if not Path(start.resume).expanduser().exists():
+            raise click.UsageError(f"--resume {start.resume}: there is no such file or directory")
+        found = training_of(start.resume)
+        if found is not None:
+            return found
+    agreed = start.run or start.resume is not None or start.rank is not None or "RANK" in os.environ
+    return home() / "runs" / (configuration.name() if agreed else new_run_id(configuration.plan))

@@ -8,16 +8,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from manyhands.errors import DataError, StorageError
+from manyhands.data.shards.manifest import MANIFEST
+from manyhands.errors import DataError, ManyhandsError, StorageError, WorkerError
 from manyhands.hosts.agent import reached
 from manyhands.hosts.beginning import Wish
 from manyhands.hosts.hosts_file import Host, chosen
@@ -25,8 +25,6 @@ from manyhands.ui.live import choose_logs
 
 if TYPE_CHECKING:
     from manyhands.engine.configuration import Configuration
-
-MANIFEST = "manifest.json"
 
 Compose = Callable[[Sequence[str], str | None], "Configuration"]
 """The configuration of KEY=VALUE words and a directory here that has the manifest of the shards."""
@@ -55,9 +53,8 @@ class There:
                 f"{','.join(self.hosts)}; several trainings are -m KEY=1,2"
             )
         hosts = chosen(self.hosts[0].split(","))
-        with self._shards_from_here(hosts[0]) as manifest:
-            wish = self._wish(compose(overrides, manifest), self.directory)
-        return train_on_hosts(hosts, wish, choose_logs(self.logs))
+        (configuration,) = self._composed(compose, [overrides], hosts[0])
+        return train_on_hosts(hosts, self._wish(configuration), choose_logs(self.logs))
 
     def sweep(self, compose: Compose, overrides: Sequence[str]) -> int:
         """Each combination of values, one at a time on each host; the exit code of the first that failed."""
@@ -68,25 +65,23 @@ class There:
         combinations = sweep(overrides)
         if self.directory is not None:
             raise click.UsageError("--directory is for one training: leave it out with --multirun")
-        with self._shards_from_here(groups[0][0]) as manifest:
-            wishes = [
-                (
-                    " ".join(c for c in combination if c not in overrides),
-                    self._wish(compose(combination, manifest), None),
-                )
-                for combination in combinations
-            ]
-        return sweep_on_hosts(groups, wishes, choose_logs(self.logs))
+        wishes = [self._wish(one) for one in self._composed(compose, combinations, groups[0][0])]
+        if len({wish.directory for wish in wishes}) < len(wishes):
+            raise click.UsageError(
+                f"the trainings would share {wishes[0].directory}: leave run, run_id and --resume out with --multirun"
+            )
+        shown = [" ".join(c for c in combination if c not in overrides) for combination in combinations]
+        return sweep_on_hosts(groups, list(zip(shown, wishes, strict=True)), choose_logs(self.logs))
 
-    def _wish(self, configuration: Configuration, directory: Path | None) -> Wish:
-        from manyhands.ui.host_training import directory_for
+    def _wish(self, configuration: Configuration) -> Wish:
+        from manyhands.ui.plans import training_directory
 
         start = configuration.start
         if start.rank is not None or start.nodes is not None or start.master_addr is not None:
             raise click.UsageError(
                 "rank, world_size, nodes and master_addr are for those started by hand: --host=a,b does that itself"
             )
-        directory = directory_for(configuration, directory)
+        directory = training_directory(configuration, self.directory)
         plan = configuration.plan
         if self.shards is not None:
             data = plan.data.model_copy(update={"shards": self.shards})
@@ -103,25 +98,37 @@ class There:
             upload=self.upload,
         )
 
-    @contextlib.contextmanager
-    def _shards_from_here(self, host: Host) -> Iterator[str | None]:
-        """A directory here with the manifest of the shards: that of --upload-shards, or for a while a copy of the
-        host's."""
+    def _composed(self, compose: Compose, words: Sequence[Sequence[str]], host: Host) -> list[Configuration]:
+        """Each with the task of the shards: that of the manifest here, or as the host has it.
+
+        Whether the host trains in its container is known when they are composed; then it is the container's that
+        counts. Raises what `_manifest` does.
+        """
         if self.shards is None:
-            yield None if self.upload is None else str(self.upload)
-            return
+            return [compose(each, None if self.upload is None else str(self.upload)) for each in words]
         if self.upload is not None:
             raise click.UsageError(
                 "--shards is a path on the host, --upload-shards one here: give one of the two"
             )
-        with tempfile.TemporaryDirectory(prefix="manyhands-shards-") as name:
-            (Path(name) / MANIFEST).write_text(asyncio.run(_manifest(host, self.shards)), encoding="utf-8")
-            yield name
+        faults: list[ManyhandsError] = []
+        for docker in (False,) if host.docker_launch_command is None else (False, True):
+            try:
+                manifest = asyncio.run(_manifest(host, self.shards, docker=docker))
+            except (DataError, WorkerError) as fault:
+                faults.append(fault)
+                continue
+            with tempfile.TemporaryDirectory(prefix="manyhands-shards-") as name:
+                (Path(name) / MANIFEST).write_text(manifest, encoding="utf-8")
+                found = [compose(each, name) for each in words]
+            inside = any(one.settings.exec.run_in_docker for one in found)
+            if docker or not inside or host.docker_launch_command is None:
+                return found
+        raise faults[0]
 
 
-async def _manifest(host: Host, shards: str) -> str:
-    """Of shards on a host. Raises DataError."""
-    async with reached(host) as there:
+async def _manifest(host: Host, shards: str, *, docker: bool) -> str:
+    """Of shards on a host. Raises DataError; WorkerError where nothing can be run there, or in its container."""
+    async with reached(host, docker=docker) as there:
         try:
             return str((await there.ask("text", path=f"{shards}/{MANIFEST}", bytes=64 << 20))["text"])
         except StorageError as error:

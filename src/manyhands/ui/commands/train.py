@@ -196,28 +196,10 @@ class _Training:
     def __init__(
         self, configuration: Configuration, directory: Path | None, allowed: Sequence[str], logs: str | None
     ) -> None:
+        from manyhands.ui.plans import training_directory
+
         self._configuration, self._allowed, self._logs = configuration, allowed, logs
-        self._directory = directory or self._origin() or self._new_directory()
-
-    def _origin(self) -> Path | None:
-        """The directory of the training that is to go on."""
-        from manyhands.ui.plans import training_of
-
-        resume = self._configuration.start.resume
-        if resume in (None, "latest"):
-            return None
-        if not Path(resume).expanduser().exists():
-            raise click.UsageError(f"--resume {resume}: there is no such file or directory")
-        return training_of(resume)
-
-    def _new_directory(self) -> Path:
-        from manyhands.config import home
-        from manyhands.plan.resolve import new_run_id
-
-        configuration, start = self._configuration, self._configuration.start
-        others = start.rank is not None or "RANK" in os.environ or start.resume is not None
-        name = configuration.name() if start.run or others else new_run_id(configuration.plan)
-        return home() / "runs" / name
+        self._directory = training_directory(configuration, directory)
 
     def carry_out(self, devices: str | None, *, started: bool) -> None:
         """Here, or in processes of its own when several are asked for."""
