@@ -159,7 +159,8 @@ class Agent:
         text = program(AGENT).encode()
         self._channel.write(f"{len(text)}\n".encode() + text)
         try:
-            await asyncio.wait_for(self._begun.wait(), BEGIN_S)
+            async with asyncio.timeout(BEGIN_S):
+                await self._begun.wait()
         except TimeoutError:
             self._ended = f"it did not answer within {BEGIN_S:.0f} s"
         if self._frames.marked:
@@ -237,7 +238,8 @@ class Agent:
         if body or op == "put":
             request |= {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
         try:
-            await asyncio.wait_for(self._writable.wait(), silence_s)
+            async with asyncio.timeout(silence_s):
+                await self._writable.wait()
         except TimeoutError:
             raise self._given_up(op, silence_s) from None
         if self._ended is None:

@@ -91,7 +91,8 @@ async def _ssh(host: Host) -> asyncssh.SSHClientConnection:
 
     try:
         given, options = await asyncio.to_thread(_options, host)
-        return await asyncio.wait_for(asyncssh.connect(**given, client_factory=Client), CONNECT_S)
+        async with asyncio.timeout(CONNECT_S):
+            return await asyncssh.connect(**given, client_factory=Client)
     except asyncssh.HostKeyNotVerifiable as error:
         raise _unknown_key(host, shown, options, str(error)) from None
     except asyncssh.PermissionDenied:
@@ -307,7 +308,8 @@ class _Shell:
         for channel in self._channels:
             channel.close()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(channel.pipes.exited.wait(), _EXIT_S)
+                async with asyncio.timeout(_EXIT_S):
+                    await channel.pipes.exited.wait()
 
 
 class _Pipes(asyncio.SubprocessProtocol):

@@ -126,7 +126,8 @@ class WorkerProcess:
             self._watching.cancel()
         self._writer.close()
         try:
-            await asyncio.wait_for(self._process.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
         except TimeoutError:
             self.kill()
             await self._process.wait()

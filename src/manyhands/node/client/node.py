@@ -148,7 +148,8 @@ class ClientNode:
             return
         left = Left(client=self.options.identity.public, how="left", reason="stopped by its owner")
         try:
-            await asyncio.wait_for(self.connection.ask(left), 2.0)
+            async with asyncio.timeout(2.0):
+                await self.connection.ask(left)
         except (TimeoutError, ManyhandsError):
             self.tell("leaving", "the server did not hear the good-bye; it will notice by itself")
 

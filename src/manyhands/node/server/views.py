@@ -62,7 +62,8 @@ class RunViews:
             known_rounds = shown.view.rounds[-1].round + 1 if shown.view.rounds else 0
             known_incidents = shown.noted.forgotten_incidents + len(shown.view.incidents)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(run.driver.stopping.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await run.driver.stopping.wait()
                 return
             quiet_s += LOOK_EVERY_S
             before, shown = shown, await self._look(run)
