@@ -146,7 +146,8 @@ def test_figures_of_the_training_go_where_they_were_asked_for(
     made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Norms to the node, at steps of the run; all of it to Weights & Biases, in whose file they are at the end."""
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # what another test has set holds for the whole process
     monkeypatch.setenv("WANDB_MODE", "offline")
     logging = Logging(optim_stats_steps=3, wandb_project="mine", wandb_group="run")
     worker = _started(made, logging=logging.model_dump(mode="json"))
