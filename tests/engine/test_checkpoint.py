@@ -164,7 +164,7 @@ def kill_points(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
         monkeypatch.setattr(owner, name, wrapped)
 
     for owner, name in (
-        (os, "fsync"), (Path, "mkdir"), (Path, "rename"), (Path, "replace"), (Path, "write_text"),
+        (os, "fsync"), (os, "replace"), (Path, "mkdir"), (Path, "rename"), (Path, "replace"), (Path, "write_text"),
         (checkpoint, "save_file"), (checkpoint.shutil, "rmtree"),
     ):  # fmt: skip
         wrap(owner, name)

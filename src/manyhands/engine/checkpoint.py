@@ -42,7 +42,7 @@ from manyhands.engine.checkpoint_names import RUN, TRAINING, name_of, number_of,
 from manyhands.engine.optimizer import create_state
 from manyhands.engine.world import ALONE, World
 from manyhands.errors import Refused, StorageError
-from manyhands.storage.durable import sync
+from manyhands.storage.durable import sync, write_whole
 from manyhands.tasks.protocol import Task
 
 VERSION = 2
@@ -366,11 +366,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _point_to(directory: Path, name: str) -> None:
-    aside = directory / f".{LATEST}.partial"
-    aside.write_text(name + "\n", encoding="utf-8")
-    sync(aside)
-    aside.replace(directory / LATEST)
-    sync(directory)
+    write_whole(directory / LATEST, name + "\n")
 
 
 def _remove(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
-from manyhands.storage.durable import sync
+from manyhands.storage.durable import sync, write_whole
 from manyhands.tasks.protocol import Prepared, TaskFamily
 
 
@@ -23,12 +23,7 @@ def prepare(family: TaskFamily, plan: Plan, materials: Path) -> Prepared:
     prepared = family.prepare(plan, materials)
     for file in (*prepared.materials.values(), prepared.first_weights):
         sync(file)
-    mark = prepared_mark(materials, plan_hash(plan))
-    aside = mark.with_name(f".{mark.name}.partial")
-    aside.write_text(prepared.first_weights.name + "\n", encoding="utf-8")
-    sync(aside)
-    aside.replace(mark)
-    sync(materials)
+    write_whole(prepared_mark(materials, plan_hash(plan)), prepared.first_weights.name + "\n")
     return prepared
 
 

@@ -35,3 +35,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file, durably: after a crash at any moment it is the old one or the new one, whole. Raises OSError.
+
+    One writer at a time for a path; what another has left behind half-written is written over.
+    """
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync(path.parent)

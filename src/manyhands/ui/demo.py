@@ -28,6 +28,7 @@ from manyhands.node import operator
 from manyhands.node.view import RunView
 from manyhands.plan.resolve import dump_plan
 from manyhands.plan.schema import Plan
+from manyhands.storage.durable import write_whole
 from manyhands.ui.live import RunScreen
 from manyhands.ui.plans import plan_from
 from manyhands.ui.processes import MemoryWatch, Programs, free_port
@@ -321,9 +322,7 @@ class Demo:
             "peak_rss_bytes": self.memory.peak_bytes,
         }
         path = self.directory / "summary.json"
-        aside = path.with_suffix(".json.part")
-        aside.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
         return path
 
 

@@ -29,6 +29,7 @@ from manyhands.plan import wire
 from manyhands.plan.compatibility import check
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
+from manyhands.storage.durable import write_whole
 from manyhands.updates import snapshots, tensorfile
 from manyhands.updates.functions import clients_of
 from manyhands.updates.merge import Merger
@@ -346,12 +347,9 @@ class Aggregation:
 
     def _commit(self, state: _State) -> None:
         """The commit point."""
-        aside = _aside(self._directory / STATE)
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump({name: getattr(state, name) for name in _State.__slots__}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        tensorfile.publish(aside, self._directory / STATE)
+        write_whole(
+            self._directory / STATE, json.dumps({name: getattr(state, name) for name in _State.__slots__})
+        )
         self._state = state
 
     def _recorded(self) -> _State | None:

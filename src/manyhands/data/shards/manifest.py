@@ -9,7 +9,6 @@ Everything in it is checked when it is read: a manifest may have come from elsew
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -23,7 +22,7 @@ from manyhands.config.faults import explain
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import MODEL_SETTINGS
-from manyhands.storage.durable import sync
+from manyhands.storage.durable import write_whole
 
 MANIFEST: Final = "manifest.json"
 MATERIALS: Final = "materials"
@@ -208,11 +207,7 @@ def differences(now: Any, then: Any, path: str = "") -> Iterator[tuple[str, Any,
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Durably: either the old file is there or the whole new one. Raises OSError."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(aside)
-    aside.replace(file)
-    sync(file.parent)
+    write_whole(file, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def narrowed(values: npt.NDArray[Any]) -> np.dtype[Any]:

@@ -31,7 +31,7 @@ from manyhands.node.worker_group import RANK_TIMEOUT_S
 from manyhands.node.workers.channel import Channel, open_channel
 from manyhands.node.workers.participant_worker import ParticipantWorker
 from manyhands.plan.descriptor import RunDescriptor
-from manyhands.storage.durable import sync
+from manyhands.storage.durable import write_whole
 from manyhands.tasks.registry import family_of
 from manyhands.updates.participant import Participant, load_public
 from manyhands.updates.types import Abandoned
@@ -163,11 +163,8 @@ class ClientWorker(ParticipantWorker):
         return claims
 
     def _keep_claims(self, claims: dict[str, Any]) -> None:
-        """Written aside, synced and renamed: those of the work before are whole until these are."""
-        aside = self._claims_file.with_name("claims.json.part")
-        aside.write_text(json.dumps(claims))
-        sync(aside)
-        aside.replace(self._claims_file)
+        """Those of the work before are whole until these are."""
+        write_whole(self._claims_file, json.dumps(claims))
 
     def _done_before(self, assignment: str, path: Path) -> Any:
         """The claims of work that an earlier process did and died before it could say so; None: there is none.
