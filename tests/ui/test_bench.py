@@ -8,12 +8,14 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
+from click.testing import CliRunner
 
 from manyhands.errors import WorkerError
 from manyhands.ui.bench.harness import Measured, Measurement, row, run_one
 from manyhands.ui.bench.registry import GROUPS
 from manyhands.ui.bench.swarm import opening_intervals
 from manyhands.ui.commands.bench import GROUPS as NAMES
+from manyhands.ui.commands.bench import bench
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -75,6 +77,16 @@ def test_a_measurement_that_fails_says_why() -> None:
     broken = Measurement(name="broken", function="json:loads", unit="s", better="lower", what="")
     with pytest.raises(WorkerError, match=r"broken failed[\s\S]*TypeError"):
         run_one(broken)
+
+
+def test_a_measurement_that_fails_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = next(item for item in GROUPS["core"] if item.name == "help_start")
+    broken = Measurement(name="broken", function="json:loads", unit="s", better="lower", what="")
+    monkeypatch.setitem(GROUPS, "core", (broken, whole))
+    done = CliRunner().invoke(bench, ["core", "--format", "json"])
+    assert [row["name"] for row in json.loads(done.stdout)] == ["help_start"]
+    assert isinstance(done.exception, WorkerError)
+    assert "1 of 2 measurements failed: broken" in str(done.exception)
 
 
 def test_bench_from_the_command_line(manyhands: Run) -> None:

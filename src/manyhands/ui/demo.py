@@ -10,6 +10,7 @@ the way, starts it again with the same key, and ends with what came of it. All o
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import subprocess
@@ -237,7 +238,7 @@ class Demo:
     def hold(self, view: RunView) -> None:
         """Pause the run, as its operator may, when so few rounds are left that a client that is away would miss
         them all."""
-        if self._held or view.phase != "training" or view.closed_rounds < view.total_rounds - KEPT_ROUNDS:
+        if self._held or view.phase != "training" or view.closed_rounds < view.total_rounds - _kept_rounds(view):
             return
         self._held = True
         operator.pause(self.address, self.run_id, self._operator(), HOLD_REASON)
@@ -336,6 +337,13 @@ def rejoined_round(view: RunView, key: str, killed_at: int) -> int | None:
         if merged and closed.round > killed_at and closed.closed_ms > back_ms[-1]:
             return closed.round
     return None
+
+
+def _kept_rounds(view: RunView) -> int:
+    """KEPT_ROUNDS, and those that short rounds let pass between two looks; at most what follows the kill."""
+    unseen = math.ceil(2000 * POLL_S / max(1, view.rounds[-1].duration_ms)) if view.rounds else 0
+    after_the_kill = view.total_rounds - max(1, view.total_rounds // 3) - 1
+    return min(KEPT_ROUNDS + unseen, max(KEPT_ROUNDS, after_the_kill))
 
 
 def _happened(view: RunView, key: str, what: str, known: int) -> bool:

@@ -13,7 +13,7 @@ from manyhands.ui.bench.harness import Measured
 from manyhands.ui.demo import Demo, DemoOptions
 from manyhands.ui.live import RunScreen
 
-ROUNDS = 6
+ROUNDS = 12
 SMALL = (
     "local.steps=6",
     "task.text.max_bytes=600000",

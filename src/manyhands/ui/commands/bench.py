@@ -27,6 +27,7 @@ def bench(group: str, only: tuple[str, ...], output: str) -> None:
 
     `floor` is what the machine itself can do, measured in the same run; `met` compares value and target.
     """
+    from manyhands.errors import WorkerError
     from manyhands.ui.bench.harness import run_one
     from manyhands.ui.bench.registry import GROUPS as registered
     from manyhands.ui.terminal import print_rows
@@ -38,10 +39,16 @@ def bench(group: str, only: tuple[str, ...], output: str) -> None:
         raise click.UsageError(f"group {group} has no '{sorted(unknown)[0]}'; it has: {known}")
     if not chosen:
         click.echo(f"group {group} has no measurements yet", err=True)
-    rows = []
+    rows, failed = [], []
     for measurement in chosen:
         click.echo(f"measuring {measurement.name}: {measurement.what}", err=True)
-        rows.append(run_one(measurement))
+        try:
+            rows.append(run_one(measurement))
+        except WorkerError as error:  # what was measured before and after is shown all the same
+            click.echo(str(error), err=True)
+            failed.append(measurement.name)
     print_rows(rows, _COLUMNS, output)
     if output == "table":
         click.echo("\n".join(["", *(f"{row['name']}: {row['note']}." for row in rows if row["note"])]))
+    if failed:
+        raise WorkerError(f"{len(failed)} of {len(chosen)} measurements failed: {', '.join(failed)}")
