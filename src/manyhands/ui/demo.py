@@ -238,7 +238,11 @@ class Demo:
     def hold(self, view: RunView) -> None:
         """Pause the run, as its operator may, when so few rounds are left that a client that is away would miss
         them all."""
-        if self._held or view.phase != "training" or view.closed_rounds < view.total_rounds - _kept_rounds(view):
+        if (
+            self._held
+            or view.phase != "training"
+            or view.closed_rounds < view.total_rounds - _kept_rounds(view)
+        ):
             return
         self._held = True
         operator.pause(self.address, self.run_id, self._operator(), HOLD_REASON)

@@ -1,0 +1,216 @@
+"""From the command line of `manyhands train` to a training on this machine, with one process or many."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from manyhands.engine.configuration import Configuration
+    from manyhands.engine.launch import Nodes
+    from manyhands.engine.run import TrainResult
+
+
+class Here:
+    """One training, from its configuration to its last line."""
+
+    def __init__(
+        self, configuration: Configuration, directory: Path | None, allowed: Sequence[str], logs: str | None
+    ) -> None:
+        from manyhands.ui.plans import training_directory
+
+        self._configuration, self._allowed, self._logs = configuration, allowed, logs
+        self._directory = training_directory(configuration, directory)
+
+    def train(self, devices: str | None, *, started: bool) -> None:
+        """Here, or in processes of its own when several are asked for."""
+        start = self._configuration.start
+        indexes = devices_of(devices)
+        processes = start.processes or len(indexes or [0])
+        if indexes is not None and len(indexes) != processes:
+            raise click.UsageError(
+                f"--devices {devices} are {len(indexes)}, processes={processes}: give one of the two"
+            )
+        several = processes > 1 or indexes is not None or start.nodes is not None
+        if started and start.processes is None and start.nodes is None:
+            self._here()
+            return
+        self._check(processes)
+        if not several:
+            self._here()
+            return
+        self._configuration.keep(self._directory)
+        from manyhands.engine.launch import Nodes, choose_devices, launch
+
+        if indexes is not None:
+            choose_devices(indexes)
+        code = launch(
+            self._command(),
+            processes,
+            restarts=self._configuration.settings.exec.restarts,
+            again=["--resume", "latest"],
+            tell=lambda text: click.echo(text, err=True),
+            among=self._among(Nodes),
+        )
+        if code:
+            raise click.exceptions.Exit(code)
+
+    def _among(self, nodes: type[Nodes]) -> Nodes | None:
+        """This machine among those that start their processes for this training."""
+        start = self._configuration.start
+        if start.nodes is None or start.node_rank is None:
+            return None
+        assert start.master_addr is not None  # Start sees to it
+        assert start.master_port is not None
+        return nodes(
+            count=start.nodes,
+            rank=start.node_rank,
+            address=start.master_addr,
+            port=start.master_port,
+            wait_s=round(self._configuration.settings.exec.wait_for_ranks_s),
+        )
+
+    def _rank(self) -> int:
+        """Given, else of torchrun's, else 0."""
+        rank = self._configuration.start.rank
+        return rank if rank is not None else self._place().rank
+
+    def _check(self, processes: int) -> None:
+        """Before processes are started, or a task of one's own is tried in a process of its own: it leaves its
+        materials.
+        """
+        from manyhands.plan.tasks import CustomTask
+
+        configuration, task = self._configuration, self._configuration.plan.task
+        own = isinstance(task, CustomTask) and task.target in self._allowed
+        nodes, node_rank = self._configuration.start.nodes or 1, self._configuration.start.node_rank or 0
+        if not own and processes == nodes == 1:
+            return
+        from manyhands.engine.faults import check_trainable
+        from manyhands.engine.world import Place
+
+        world_size = processes * nodes
+        place = self._place() if world_size == 1 else Place(rank=node_rank * processes, world_size=world_size)
+        check_trainable(configuration.plan, place, self._directory, self._resume(), configuration.settings)
+        if not isinstance(task, CustomTask) or not own or not place.leads:
+            return
+        from manyhands.engine.materials import prepared_mark
+        from manyhands.engine.task_check import check_in_process
+        from manyhands.plan.resolve import plan_hash
+
+        materials = self._directory / "materials"
+        if not prepared_mark(materials, plan_hash(self._configuration.plan)).is_file():
+            check_in_process(self._configuration.plan, materials, task.target)
+
+    def _command(self) -> list[str]:
+        command = ["-m", "manyhands", "train", "--kept", "--directory", str(self._directory)]
+        for target in self._allowed:
+            command += ["--allow-task", target]
+        if self._logs is not None:
+            command += ["--logs", self._logs]
+        if self._configuration.start.resume is not None:
+            command += ["--resume", self._configuration.start.resume]
+        return command
+
+    def _here(self) -> None:
+        from manyhands.ui.live import choose_logs
+        from manyhands.ui.live_training import TrainScreen
+
+        configuration, leads = self._configuration, self._rank() == 0
+        logs = choose_logs(self._logs) if leads else "none"
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from manyhands.engine.stopping import end_with_parent
+
+            end_with_parent()
+        samples_per_step = configuration.plan.local.batch_size
+        with TrainScreen(logs, configuration.plan.name, samples_per_step=samples_per_step) as screen:
+            screen.show({"kind": "loading", "text": "loading torch"})
+            from manyhands.engine.faults import check_trainable
+            from manyhands.engine.run import train as run
+
+            place, resume = self._place(), self._resume()
+            check_trainable(configuration.plan, place, self._directory, resume, configuration.settings)
+            if leads:
+                configuration.keep(self._directory)
+            result = run(
+                configuration.plan,
+                self._directory,
+                settings=configuration.settings,
+                resume=resume,
+                place=place,
+                on_event=screen.show,
+                allowed_tasks=self._allowed,
+            )
+        if logs not in ("json", "none"):
+            _print(result)
+
+    def _place(self) -> Any:
+        from manyhands.engine.world import Place, place_from, this_machine
+
+        start = self._configuration.start
+        if start.rank is None or start.world_size is None:
+            return place_from(os.environ)
+        rank, world_size = start.rank, start.world_size
+
+        def meet() -> Any:
+            from manyhands.engine.rendezvous import meet
+
+            return meet(
+                self._directory,
+                rank,
+                world_size,
+                wait_s=self._configuration.settings.exec.wait_for_ranks_s,
+                address=start.master_addr,
+                port=start.master_port,
+            )
+
+        return Place(rank=rank, world_size=world_size, meet=meet, machine=this_machine())
+
+    def _resume(self) -> Path | None:
+        resume = self._configuration.start.resume
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if resume == "latest" or again:
+            from manyhands.engine.checkpoint import checkpoints
+
+            if checkpoints(self._directory / "checkpoints"):
+                return self._directory
+        return Path(resume) if resume not in (None, "latest") else None
+
+
+def _print(result: TrainResult) -> None:
+    click.echo(
+        f"validation loss {result.validation_loss_before:.4f} -> {result.validation_loss_after:.4f} in "
+        f"{result.steps} steps, {result.tokens_per_s:,.0f} tokens/s"
+    )
+    click.echo(f"checkpoint {result.checkpoint}")
+
+
+def sweep_here(overrides: Sequence[str]) -> None:
+    """Each combination in a process of its own, one after the other, as this command line without --multirun."""
+    from manyhands.plan.compose import sweep
+
+    combinations = sweep(overrides)
+    others = [word for word in sys.argv[1:] if word not in overrides and word not in ("--multirun", "-m")]
+    for number, combination in enumerate(combinations, start=1):
+        click.echo(f"[{number}/{len(combinations)}] {' '.join(combination)}", err=True)
+        code = subprocess.run(
+            [sys.executable, "-m", "manyhands", *others, *combination], check=False
+        ).returncode
+        if code:
+            raise click.exceptions.Exit(code)
+
+
+def devices_of(devices: str | None) -> list[int] | None:
+    """Indexes of `0,1`. Raises a usage error."""
+    if devices is None:
+        return None
+    try:
+        return [int(part) for part in devices.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--devices {devices}: expected indexes, as in 0,1") from None
