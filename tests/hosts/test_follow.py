@@ -109,7 +109,7 @@ def test_every_event_and_every_line_comes_and_the_exit_code_is_the_programs(run:
 
 
 def test_it_goes_on_without_anybody_and_what_follows_it(run: Run) -> None:
-    status = run.tell(10, 0.02, afterwards=["/bin/sh", "-c", "echo exported; touch after"])
+    status = run.tell(10, 0.02, export=["/bin/sh", "-c", "echo exported; touch after"])
     assert status["state"] == "running"
     run.host.cut()
     end = time.monotonic() + 20
@@ -120,6 +120,29 @@ def test_it_goes_on_without_anybody_and_what_follows_it(run: Run) -> None:
     assert steps(events) == list(range(10))
     assert (ending["state"], ending["exit_code"]) == ("ended", 0)
     assert "exported" in (run.directory / LOG).read_text()
+
+
+def test_checkpoints_are_exported_while_it_goes_on(run: Run) -> None:
+    """One export at a time, one for each checkpoint that comes; the status tells of each."""
+    checkpoints = run.directory / "checkpoints"
+    run.tell(200, 0.1, export=["/bin/sh", "-c", "ls checkpoints >> made; echo . >> made; sleep 0.2"])
+
+    def until(exports: int) -> None:
+        end = time.monotonic() + 30
+        while json.loads((run.directory / "status.json").read_text()).get("exports", 0) < exports:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    (checkpoints / ".step-00000010.partial-7").mkdir(parents=True)
+    (checkpoints / "step-00000010").mkdir()
+    until(1)
+    (checkpoints / "step-00000020").mkdir()
+    until(2)
+    time.sleep(2.5)  # nothing new: no export
+    made = (run.directory / "made").read_text().split(".\n")
+    assert made == ["step-00000010\n", "step-00000010\nstep-00000020\n", ""]
+    status = json.loads((run.directory / "status.json").read_text())
+    assert (status["state"], status["phase"]) == ("running", "training")
 
 
 def test_a_cut_connection_is_made_again_and_nothing_is_lost_or_doubled(run: Run, tmp_path: Path) -> None:

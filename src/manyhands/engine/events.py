@@ -64,6 +64,12 @@ class Events:
                 sink(event)
 
 
+def read_events(path: Path) -> list[Event]:
+    """Those of a training, which may be writing the next one just now. Raises OSError, ValueError."""
+    whole, _, _half = path.read_bytes().rpartition(b"\n")
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -38,6 +38,9 @@ _FIXED_BUFFERS: Final[Mapping[str, Any]] = {  # the option has another name from
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers": False
 }
+_CPU_BUCKET_MB: Final = 25
+"""Also of the first bucket, which is 1 MB elsewhere so that it travels early: what exchanges takes turns with what
+computes on a core, and each bucket costs them a meeting."""
 _HEADS: Final = ("num_attention_heads", "num_key_value_heads", "n_head", "heads")
 
 
@@ -90,6 +93,7 @@ def parallelize(model: torch.nn.Module, world: World, settings: EngineSettings) 
             model,
             process_group=world.mesh[DATA].get_group(),
             gradient_as_bucket_view=True,
+            bucket_cap_mb=_CPU_BUCKET_MB if world.device.type == "cpu" else None,
             **_FIXED_BUFFERS,
         )
     return Parallelized(model=model, forward=forward)

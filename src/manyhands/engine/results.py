@@ -12,16 +12,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from manyhands.engine.configuration import kept_configuration
-from manyhands.engine.export import Exported
+from manyhands.engine.events import read_events
 from manyhands.errors import StorageError
 from manyhands.plan.resolve import PLAN_FILE
 
+if TYPE_CHECKING:
+    from manyhands.engine.export import Exported
+
 RESULTS_VERSION: Final = 1
 SUFFIX: Final = ".json"
-_ENDINGS: Final = ("finished", "interrupted")
+ENDINGS: Final = ("finished", "interrupted")
 
 
 def write_results(exported: Exported, checkpoint: Path, training: Path | None, *, half: bool) -> Path:
@@ -58,7 +61,7 @@ def _of_training(training: Path | None, checkpoint: Path) -> dict[str, Any]:
     events = _course(training / "events.jsonl", checkpoint)
     last = {event["kind"]: event for event in events}
     started, step = last.get("started", {}), last.get("step", {})
-    ended = [kind for event in events if (kind := event["kind"]) in _ENDINGS]
+    ended = [kind for event in events if (kind := event["kind"]) in ENDINGS]
     evaluated = {event["set"]: event for event in events if event["kind"] == "evaluation"}
     return {
         "hosts": started.get("hosts"),
@@ -81,8 +84,7 @@ def _of_training(training: Path | None, checkpoint: Path) -> dict[str, Any]:
 def _course(file: Path, checkpoint: Path) -> list[dict[str, Any]]:
     """The events that led to the checkpoint, without those of later steps or of a course that was given up."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        events = [json.loads(line) for line in lines if line]
+        events = read_events(file)
     except (OSError, ValueError) as error:
         raise StorageError(f"{file}: {error}; the training's events are needed for the results") from error
     number = checkpoint.name.partition("-")[2]
@@ -102,7 +104,7 @@ def _duration_s(events: Sequence[dict[str, Any]]) -> float:
     spent = (
         later["time_ms"] - earlier["time_ms"]
         for earlier, later in pairwise(events)
-        if earlier["kind"] not in _ENDINGS and later["kind"] != "resumed"
+        if earlier["kind"] not in ENDINGS and later["kind"] != "resumed"
     )
     return float(sum(spent)) / 1000
 

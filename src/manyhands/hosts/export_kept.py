@@ -1,9 +1,11 @@
-"""On the host, after a training: an ONNX graph of each checkpoint that was kept, as `manyhands export` makes it.
+"""On the host, beside a training and after it: an ONNX graph of each checkpoint that is kept, as `manyhands export`
+makes it.
 
     python -m manyhands.hosts.export_kept DIRECTORY [--allow-task MODULE:NAME]
 
-Writes <directory>/exports/<checkpoint>.onnx, and its results beside it (engine/results.py). What cannot be exported
-is said in one line, and is no fault.
+Writes <directory>/exports/<checkpoint>.onnx, and its results beside it (engine/results.py), and removes those of
+checkpoints that are not kept any more. The last checkpoint waits for the end: its results say how the training ended.
+What cannot be exported is said in one line, and is no fault.
 """
 
 from __future__ import annotations
@@ -12,36 +14,72 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from manyhands.engine.checkpoint_names import TRAINING, name_of, numbered
 from manyhands.engine.configuration import kept_configuration
+from manyhands.engine.events import read_events
+from manyhands.engine.results import ENDINGS, write_results
 from manyhands.errors import ManyhandsError, MissingExtra
 
 DIRECTORY = "exports"
 
 
 def export_kept(directory: Path, allowed: Sequence[str] = ()) -> list[str]:
-    """A line for each checkpoint: what was written, or why nothing was."""
-    from manyhands.engine.checkpoint import checkpoints
+    """A line for each checkpoint that has no graph yet: what was written, or why nothing was."""
+    forget_exports(directory)
+    wanted = _wanted(directory)
+    if not wanted:
+        return []
     from manyhands.engine.export import export_onnx
-    from manyhands.engine.results import write_results
     from manyhands.engine.saved_run import own_family
     from manyhands.tasks.saved import load_saved
 
     lines: list[str] = []
-    plan = kept_configuration(directory).plan
-    for checkpoint in checkpoints(directory / "checkpoints"):
-        file = directory / DIRECTORY / f"{checkpoint.name}.onnx"
-        if file.exists():
-            continue
+    family = own_family(kept_configuration(directory).plan, allowed)
+    for checkpoint in wanted:
         try:
-            exported = export_onnx(load_saved(checkpoint, own_family(plan, allowed)), file)
+            exported = export_onnx(load_saved(checkpoint, family), _graph(directory, checkpoint))
             write_results(exported, checkpoint, directory, half=False)
         except MissingExtra as error:
             return [*lines, f"no ONNX export: {error}"]
         except ManyhandsError as error:
-            lines.append(f"no ONNX export of {checkpoint.name}: {error}")
+            if checkpoint.is_dir():  # else it has gone meanwhile, in favour of a newer one
+                lines.append(f"no ONNX export of {checkpoint.name}: {error}")
         else:
-            lines.append(f"exported {file.name}, {exported.size_bytes:,} bytes")
+            lines.append(f"exported {exported.file.name}, {exported.size_bytes:,} bytes")
+    forget_exports(directory)
     return lines
+
+
+def _wanted(directory: Path) -> list[Path]:
+    """The checkpoints without a graph, or with that of an older one of the same name: they were made once more."""
+    plan = kept_configuration(directory).plan
+    last = name_of(TRAINING, plan.rounds.total * plan.local.steps)
+    ended = _has_ended(directory)
+    wanted = []
+    for checkpoint in numbered(directory / "checkpoints", TRAINING):
+        graph = _graph(directory, checkpoint)
+        made = graph.exists() and graph.stat().st_mtime >= checkpoint.stat().st_mtime
+        if not made and (ended or checkpoint.name != last):
+            wanted.append(checkpoint)
+    return wanted
+
+
+def _graph(directory: Path, checkpoint: Path) -> Path:
+    return directory / DIRECTORY / f"{checkpoint.name}.onnx"
+
+
+def forget_exports(directory: Path) -> None:
+    """Remove those of checkpoints that are not there any more."""
+    kept = {checkpoint.name for checkpoint in numbered(directory / "checkpoints", TRAINING)}
+    for file in (directory / DIRECTORY).glob(f"{TRAINING}-*.onnx*"):
+        if file.name.partition(".")[0] not in kept:
+            file.unlink(missing_ok=True)
+
+
+def _has_ended(directory: Path) -> bool:
+    """Whether its last event is of its end: another start may have gone on behind an earlier one."""
+    events = read_events(directory / "events.jsonl")
+    return bool(events) and events[-1]["kind"] in ENDINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
 from manyhands.errors import BlobError, ProtocolError, Refused, ServerUnreachable, StorageError
 from manyhands.hosts.agent import Agent, agent
 from manyhands.hosts.connection import connected
+from manyhands.hosts.export_kept import forget_exports
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.on_host.files import CHUNK
 from manyhands.hosts.patience import Patience, patiently
@@ -48,6 +49,7 @@ class Fetched:
     """What has come. `bytes`: over the connection, hence without what was here."""
 
     checkpoints: list[str] = field(default_factory=list)
+    graphs: list[str] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
     kept_bytes: int = 0
@@ -95,6 +97,7 @@ async def fetch(
         result.seconds = time.monotonic() - begun
         if keep is not None:
             _prune(directory / "checkpoints", keep)
+            forget_exports(directory)
     return result
 
 
@@ -311,6 +314,8 @@ class _Writing:
             )
         if one.final is not None:
             one.aside.replace(one.final)
+            if one.final.suffix == ".onnx":
+                self._result.graphs.append(one.name)
         self._result.files += 1
 
     def _opened(self, one: _Wanted, offset: int) -> IO[bytes]:

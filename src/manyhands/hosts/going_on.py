@@ -16,6 +16,7 @@ from typing import Final
 from manyhands.engine.checkpoint_names import TRAINING, is_name, number_of, numbered
 from manyhands.errors import DataError, PlanError, StorageError
 from manyhands.hosts.agent import Agent
+from manyhands.hosts.export_kept import forget_exports
 from manyhands.hosts.follow import EVENTS
 from manyhands.hosts.inputs import CODE, INPUTS
 from manyhands.hosts.launch import Facts, hashes_of, send_file
@@ -162,5 +163,6 @@ def leave_newer(directory: Path, origin: Origin) -> None:
                 place.parent.mkdir(exist_ok=True)
                 shutil.rmtree(place, ignore_errors=True)
                 path.rename(place)
+        forget_exports(directory)
     except OSError as error:
         raise StorageError(f"{path}: {error}; move it elsewhere by hand") from error

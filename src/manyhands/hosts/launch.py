@@ -208,7 +208,7 @@ async def start(there: Agent, facts: Facts, job: Job, directory: str) -> dict[st
         supervisor=program(SUPERVISOR),
         job={
             "command": command_of(facts, job, directory),
-            "afterwards": _afterwards(facts, job, directory),
+            "export": _export(facts, job, directory),
             "environment": environment_of_job(facts.host, job, directory),
             "rank": job.rank,
         },
@@ -252,7 +252,7 @@ def environment_of_job(host: Host, job: Job, directory: str) -> dict[str, str]:
     return environment
 
 
-def _afterwards(facts: Facts, job: Job, directory: str) -> list[str] | None:
+def _export(facts: Facts, job: Job, directory: str) -> list[str] | None:
     if not job.export or job.rank != 0:
         return None
     command = ["nice", facts.python, "-m", "manyhands.hosts.export_kept", directory]

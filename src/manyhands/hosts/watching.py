@@ -51,6 +51,7 @@ class _Watch:
     saved: asyncio.Event = field(default_factory=asyncio.Event)
     newest: str | None = None
     exporting: bool = False
+    exports: int = 0
     failed_first: str | None = None
     fetched: Fetched = field(default_factory=Fetched)
 
@@ -78,6 +79,9 @@ class _Watch:
         if status.get("phase") == "exporting" and not self.exporting:
             self.exporting = True
             self.view.tell(f"{part.host} makes ONNX graphs of the checkpoints")
+        if status.get("exports", 0) > self.exports:
+            self.exports = status["exports"]
+            self.saved.set()
 
     def _line(self, part: Part, text: str) -> None:
         """While it trains, its lines say what its events do; they are in the log, and shown if it ends badly."""
@@ -106,8 +110,8 @@ class _Watch:
                     self.view.tell(f"not fetched yet: {error}")
                 said = str(error)
                 fetched = Fetched()
-            for name in fetched.checkpoints:
-                self.view.tell(f"fetched {self.directory / 'checkpoints' / name}")
+            for name in (*(f"checkpoints/{name}" for name in fetched.checkpoints), *fetched.graphs):
+                self.view.tell(f"fetched {self.directory / name}")
             if wanted is not None and not (self.directory / "checkpoints" / wanted).is_dir():
                 await asyncio.sleep(_LOOK_AGAIN_S)  # it is being written, there
                 self.saved.set()

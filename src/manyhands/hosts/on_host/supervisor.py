@@ -3,9 +3,12 @@
 Its text is written into the run's directory and runs there by itself, detached: it outlives the connection, and needs
 nothing but the standard library of Python 3.8 or later. What is in the run's directory:
 
-    job.json       what to run, in which directory and environment; and what comes after a training that ended well
-    host.log       everything that it printed
+    job.json       what to run, in which directory and environment; and what exports its checkpoints
+    host.log       everything that they printed
     status.json    the processes, when they began, and at the end the exit code or the signal and the last lines
+
+The export runs beside the training, one at a time, whenever there is a checkpoint that it was not started for, and
+once more after a training that ended well.
 
 Invariants: status.json is replaced whole, also on a full disk (room for it is kept). The training gets SIGTERM when
 this process dies, so nobody holds a GPU unseen. Whatever the training started is ended with it.
@@ -42,6 +45,8 @@ class Supervisor:
         self.log = open(os.path.join(directory, "host.log"), "ab", buffering=0)  # noqa: SIM115 - for good
         self.tail = b""
         self.child: subprocess.Popen[bytes] | None = None
+        self.exporter: subprocess.Popen[bytes] | None = None
+        self.exported: set[str] = set()
         self.status: dict[str, Any] = {
             "version": 1,
             "state": "running",
@@ -67,25 +72,19 @@ class Supervisor:
         if code == -signal.SIGKILL and killed is not None and killed != killed_before:
             ending["out_of_memory"] = True
         ending["tail"] = self._last_lines()
-        if code == 0 and self.job.get("afterwards"):
+        if self.exporter is not None and code != 0:
+            end_group(self.exporter)
+        elif self.exporter is not None:
+            self.exporter.wait()
+        if code == 0 and self.job.get("export"):
             self.status["phase"] = "exporting"
-            self._run(self.job["afterwards"])
+            self._run(self.job["export"])
         self.status.update(ending, state="ended", phase="ended", ended_ms=time.time_ns() // 1_000_000)
         self._write_status()
 
     def _run(self, command: list[str]) -> int:
-        environment = dict(os.environ, **self.job.get("environment", {}))
         try:
-            self.child = subprocess.Popen(
-                command,
-                cwd=os.path.join(self.directory, self.job.get("cwd", ".")),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
-            )
+            self.child = self._started(command, subprocess.PIPE)
         except OSError as error:
             self._keep(f"{command[0]} cannot be started: {error}\n".encode())
             return 127
@@ -93,14 +92,25 @@ class Supervisor:
         self._write_status()
         self._listen(self.child)
         code = self.child.wait()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.child.pid, signal.SIGKILL)  # whatever it left behind
+        end_group(self.child)  # whatever it left behind
         return code
+
+    def _started(self, command: list[str], output: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            cwd=os.path.join(self.directory, self.job.get("cwd", ".")),
+            env=dict(os.environ, **self.job.get("environment", {})),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        )
 
     def _listen(self, child: subprocess.Popen[bytes]) -> None:
         """Until it closes its output, or has ended while something that it started holds it open."""
         assert child.stdout is not None
-        output = child.stdout.fileno()
+        output, looked = child.stdout.fileno(), time.monotonic()
         while True:
             if select.select([output], [], [], CHECK_EVERY_S)[0]:
                 text = os.read(output, 65536)
@@ -109,6 +119,26 @@ class Supervisor:
                 self._keep(text)
             elif child.poll() is not None:
                 return
+            if self.status["phase"] == "training" and time.monotonic() - looked > CHECK_EVERY_S:
+                looked = time.monotonic()
+                self._export_new()
+
+    def _export_new(self) -> None:
+        """Start the export where a checkpoint has come; tell in the status when it has ended."""
+        if self.exporter is not None:
+            if self.exporter.poll() is None:
+                return
+            self.exporter = None
+            self.status["exports"] = self.status.get("exports", 0) + 1
+            self._write_status()
+        try:
+            names = {name for name in os.listdir(self._path("checkpoints")) if name.startswith("step-")}
+        except OSError:
+            return
+        if self.job.get("export") and not names <= self.exported:
+            self.exported |= names
+            with contextlib.suppress(OSError):
+                self.exporter = self._started(self.job["export"], self.log)
 
     def _keep(self, text: bytes) -> None:
         self.tail = (self.tail + text)[-16384:]
@@ -143,6 +173,11 @@ class Supervisor:
     def _pass_on(self, number: int, _frame: Any) -> None:
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(number)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def die_with_parent() -> None:

@@ -153,8 +153,9 @@ async def _carry_out(run: ServedRun, order: Order) -> str:
     driver = run.driver
     match order.action:
         case "pause":
+            after = " after its open round" if driver.state.rounds else ""
             await driver.submit(PauseAsked(reason=order.reason or "paused by the operator"))
-            return f"run {run.run_id} pauses after its open round"
+            return f"run {run.run_id} pauses{after}"
         case "resume":
             await driver.submit(ResumeAsked())
             return f"run {run.run_id} goes on"
