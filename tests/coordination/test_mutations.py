@@ -60,7 +60,13 @@ class Copy:
 
     def test(self, *files: str) -> subprocess.CompletedProcess[str]:
         return self.run(
-            "-m", "pytest", "-x", "-p", "no:cacheprovider", *(f"tests/coordination/{file}" for file in files)
+            "-m",
+            "pytest",
+            "-x",
+            "-n0",
+            "-p",
+            "no:cacheprovider",
+            *(f"tests/coordination/{file}" for file in files),
         )
 
 

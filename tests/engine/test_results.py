@@ -90,7 +90,7 @@ def test_of_a_checkpoint_elsewhere_only_the_export_is_known(tmp_path: Path) -> N
 
 def test_broken_events_are_named(tmp_path: Path) -> None:
     results(tmp_path, "step-00000030")
-    (tmp_path / "training" / "events.jsonl").write_text("{", encoding="utf-8")
+    (tmp_path / "training" / "events.jsonl").write_text("{\n", encoding="utf-8")
     exported = Exported(file=tmp_path / "m.onnx", size_bytes=5)
     with pytest.raises(StorageError, match=r"events\.jsonl"):
         write_results(exported, tmp_path / "step-00000030", tmp_path / "training", half=False)
