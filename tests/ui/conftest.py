@@ -123,7 +123,7 @@ def wait_for_answer() -> Callable[[str, float], None]:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def still() -> Iterator[str]:
     """Address of a fake server on which nothing changes."""
     with _fake_server("still") as (address, _):
@@ -191,7 +191,7 @@ class Page:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if program is None:
