@@ -49,7 +49,7 @@ class _Composition:
             check_pieces(self.pieces, shards)
         elif self.pieces is not None:
             words.append(f"task.pieces={quoted(self.pieces)}")
-        if below is None and self.pieces is not None and self.plan is self.resume is None:
+        if self.pieces is not None and below is None and self.plan is None and self.resume is None:
             below = CONFIGS["chess_endgames"]
         return configuration_from(self.plan, words, below, self.config_dir, kept=self.kept, shards=shards)
 
