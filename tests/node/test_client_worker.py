@@ -168,6 +168,7 @@ def test_figures_of_the_training_go_where_they_were_asked_for(
         "exp_avg_sq",
     }
     worker.finish()
+    assert [notice for notice in channel.said if notice.get("event", {}).get("kind") == "warning"] == []
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     written = file.read_bytes()
     for word in (b"training/loss", b"optimizer/gradient/transformer.wte.weight", b"mine"):
