@@ -85,6 +85,23 @@ def test_transformers_loads_the_checkpoint(demo: tuple[dict[str, Any], str, Path
     assert done.stdout.strip().endswith("True")
 
 
+def test_the_run_is_sampled_by_its_name(
+    demo: tuple[dict[str, Any], str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, _, directory = demo
+    monkeypatch.setenv("MANYHANDS_HOME", str(directory.parents[1]))
+    command = [
+        str(Path(sys.executable).with_name("manyhands")),
+        "sample",
+        summary["run_id"],
+        "--prompt",
+        "def ",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def ")
+
+
 def test_there_is_a_picture_and_a_sample(demo: tuple[dict[str, Any], str, Path]) -> None:
     summary, _, directory = demo
     assert Path(summary["plot"]).read_bytes().startswith(b"\x89PNG")

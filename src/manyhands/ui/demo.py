@@ -4,7 +4,8 @@ Starts the same programs that anybody starts by hand (`manyhands server run`, `m
 process and a MANYHANDS_HOME of its own, watches the run over the server's HTTP API, kills one client with SIGKILL on
 the way, starts it again with the same key, and ends with what came of it. All of it is in one directory:
 
-    plan.yaml  summary.json  loss.png  logs/  keys/  server/ (its MANYHANDS_HOME)  clients/hand-1/ ...
+    plan.yaml  summary.json  loss.png  checkpoints (of server/)  logs/  keys/  server/ (its MANYHANDS_HOME)
+    clients/hand-1/ ...
 """
 
 from __future__ import annotations
@@ -163,6 +164,9 @@ class Demo:
     def start(self) -> None:
         """Server and clients."""
         self.plan_file.write_text(dump_plan(self.plan), encoding="utf-8")
+        checkpoints = Path("server", "runs", self.run_id, "checkpoints")
+        if not os.path.lexists(self.directory / "checkpoints"):  # where any run has them
+            (self.directory / "checkpoints").symlink_to(checkpoints, target_is_directory=True)
         self.start_server()
         for number in range(1, self.options.clients + 1):
             self.start_client(f"hand-{number}")
