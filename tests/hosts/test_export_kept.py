@@ -59,10 +59,25 @@ def test_a_checkpoint_that_is_not_kept_has_no_export_either(directory: Path) -> 
     assert exported(directory) == {f"{LAST}.onnx", f"{LAST}.onnx.json"}
 
 
+def test_what_is_said_after_the_end_changes_nothing(directory: Path) -> None:
+    with (directory / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time_ms": 0, "kind": "warning", "text": "the logger was slow"}) + "\n")
+    assert len(export_kept(directory)) == 2
+
+
+def test_an_export_that_was_killed_is_made_again(directory: Path) -> None:
+    exports = directory / "exports"
+    exports.mkdir()
+    (exports / f"{FIRST}.onnx").write_bytes(b"half")
+    (exports / f".{FIRST}.onnx.partial-7.data").write_bytes(b"half")
+    assert len(export_kept(directory)) == 2
+    assert exported(directory) == {f"{name}.onnx{end}" for name in (FIRST, LAST) for end in ("", ".json")}
+    assert (exports / f"{FIRST}.onnx").stat().st_size > 4
+
+
 def test_one_that_was_made_once_more_is_exported_once_more(directory: Path) -> None:
     export_kept(directory)
-    graph = directory / "exports" / f"{FIRST}.onnx"
-    made_ns = graph.stat().st_mtime_ns
+    made_ns = (directory / "exports" / f"{FIRST}.onnx.json").stat().st_mtime_ns
     os.utime(directory / "checkpoints" / FIRST, ns=(made_ns + 1_000_000_000, made_ns + 1_000_000_000))
     (line,) = export_kept(directory)
     assert line.startswith(f"exported {FIRST}.onnx")

@@ -123,26 +123,43 @@ def test_it_goes_on_without_anybody_and_what_follows_it(run: Run) -> None:
 
 
 def test_checkpoints_are_exported_while_it_goes_on(run: Run) -> None:
-    """One export at a time, one for each checkpoint that comes; the status tells of each."""
+    """One export at a time, for checkpoints that come after the start; the status tells of each that has ended."""
     checkpoints = run.directory / "checkpoints"
-    run.tell(200, 0.1, export=["/bin/sh", "-c", "ls checkpoints >> made; echo . >> made; sleep 0.2"])
+    (checkpoints / "step-00000001").mkdir(parents=True)
+    script = (
+        "mkdir running || echo two at once >> made; echo $(ls checkpoints) >> made; sleep 3; rmdir running"
+    )
+    run.tell(300, 0.1, export=["/bin/sh", "-c", script])
 
-    def until(exports: int) -> None:
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((run.directory / "status.json").read_text())
+        return found
+
+    def until(ready: Callable[[], bool]) -> None:
         end = time.monotonic() + 30
-        while json.loads((run.directory / "status.json").read_text()).get("exports", 0) < exports:
+        while not ready():
             assert time.monotonic() < end
             time.sleep(0.05)
 
-    (checkpoints / ".step-00000010.partial-7").mkdir(parents=True)
+    time.sleep(2.5)  # the first was there before
+    (checkpoints / ".step-00000010.partial-7").mkdir()
     (checkpoints / "step-00000010").mkdir()
-    until(1)
+    until((run.directory / "running").exists)
     (checkpoints / "step-00000020").mkdir()
-    until(2)
-    time.sleep(2.5)  # nothing new: no export
-    made = (run.directory / "made").read_text().split(".\n")
-    assert made == ["step-00000010\n", "step-00000010\nstep-00000020\n", ""]
-    status = json.loads((run.directory / "status.json").read_text())
-    assert (status["state"], status["phase"]) == ("running", "training")
+    until(lambda: status().get("exports", 0) == 2)
+    made = (run.directory / "made").read_text().splitlines()
+    assert made == ["step-00000001 step-00000010", "step-00000001 step-00000010 step-00000020"]
+    assert (status()["state"], status()["phase"]) == ("running", "training")
+
+
+def test_an_export_beside_it_does_not_outlive_a_training(run: Run) -> None:
+    """Nor does the end wait for one that hangs."""
+    beside = "[ -e ended ] && exit; echo $$ > exporter; exec sleep 600"
+    after = "\nos.makedirs('checkpoints/step-00000010'); time.sleep(4); open('ended', 'w')"
+    run.tell(1, 0.01, after, export=["/bin/sh", "-c", beside])
+    ending, _, _ = run.follow()
+    assert (ending["state"], ending["exit_code"]) == ("ended", 0)
+    assert begun(int((run.directory / "exporter").read_text())) is None
 
 
 def test_a_cut_connection_is_made_again_and_nothing_is_lost_or_doubled(run: Run, tmp_path: Path) -> None:

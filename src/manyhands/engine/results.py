@@ -18,6 +18,7 @@ from manyhands.engine.configuration import kept_configuration
 from manyhands.engine.events import read_events
 from manyhands.errors import StorageError
 from manyhands.plan.resolve import PLAN_FILE
+from manyhands.storage.durable import write_whole
 
 if TYPE_CHECKING:
     from manyhands.engine.export import Exported
@@ -47,7 +48,7 @@ def write_results(exported: Exported, checkpoint: Path, training: Path | None, *
     }
     file = exported.file.with_name(exported.file.name + SUFFIX)
     try:
-        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(results, indent=1) + "\n")
     except OSError as error:
         raise StorageError(f"{file}: {error}; choose another --output") from error
     return file

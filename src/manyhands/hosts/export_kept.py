@@ -17,10 +17,11 @@ from pathlib import Path
 from manyhands.engine.checkpoint_names import TRAINING, name_of, numbered
 from manyhands.engine.configuration import kept_configuration
 from manyhands.engine.events import read_events
-from manyhands.engine.results import ENDINGS, write_results
+from manyhands.engine.results import ENDINGS, SUFFIX, write_results
 from manyhands.errors import ManyhandsError, MissingExtra
 
 DIRECTORY = "exports"
+_BEGINNINGS = ("started", "resumed")
 
 
 def export_kept(directory: Path, allowed: Sequence[str] = ()) -> list[str]:
@@ -57,8 +58,8 @@ def _wanted(directory: Path) -> list[Path]:
     ended = _has_ended(directory)
     wanted = []
     for checkpoint in numbered(directory / "checkpoints", TRAINING):
-        graph = _graph(directory, checkpoint)
-        made = graph.exists() and graph.stat().st_mtime >= checkpoint.stat().st_mtime
+        results = Path(f"{_graph(directory, checkpoint)}{SUFFIX}")  # written last
+        made = results.exists() and results.stat().st_mtime >= checkpoint.stat().st_mtime
         if not made and (ended or checkpoint.name != last):
             wanted.append(checkpoint)
     return wanted
@@ -69,17 +70,22 @@ def _graph(directory: Path, checkpoint: Path) -> Path:
 
 
 def forget_exports(directory: Path) -> None:
-    """Remove those of checkpoints that are not there any more."""
+    """Remove those of checkpoints that are not there any more, and what was left behind half-written."""
     kept = {checkpoint.name for checkpoint in numbered(directory / "checkpoints", TRAINING)}
     for file in (directory / DIRECTORY).glob(f"{TRAINING}-*.onnx*"):
         if file.name.partition(".")[0] not in kept:
             file.unlink(missing_ok=True)
+    for file in (directory / DIRECTORY).glob(f".{TRAINING}-*.part*"):
+        if file.name[1:].partition(".")[0] not in kept or ".partial-" in file.name:
+            file.unlink(missing_ok=True)
 
 
 def _has_ended(directory: Path) -> bool:
-    """Whether its last event is of its end: another start may have gone on behind an earlier one."""
-    events = read_events(directory / "events.jsonl")
-    return bool(events) and events[-1]["kind"] in ENDINGS
+    """Whether it has not begun again since its last end."""
+    turns = [
+        e["kind"] for e in read_events(directory / "events.jsonl") if e["kind"] in (*_BEGINNINGS, *ENDINGS)
+    ]
+    return bool(turns) and turns[-1] in ENDINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for line in export_kept(asked.directory, asked.allow_task):
             print(line, flush=True)
-    except ManyhandsError as error:
+    except (ManyhandsError, OSError) as error:  # such as a checkpoint that goes at this moment
         print(f"no ONNX export: {error}", flush=True)
 
 

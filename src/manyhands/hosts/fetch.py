@@ -40,6 +40,7 @@ SILENCE_S: Final = 20.0
 WAIT_S: Final = 900.0
 """For another process that fetches the same."""
 _CHECKPOINT: Final = re.compile(rf"^checkpoints/((?:{TRAINING}|{RUN})-\d{{8,}})/(.+)$")
+_EXPORT: Final = re.compile(rf"^exports/({TRAINING}-\d{{8,}})\.onnx")
 _PLAIN: Final = re.compile(r"[^\\:\x00-\x1f]+\Z")
 _ALWAYS_BYTES: Final = 4096
 
@@ -128,7 +129,7 @@ async def _bring(
     answer = await there.ask("listing", path=remote, without=list(without))
     if not answer["there"]:
         raise StorageError(f"{remote} is not on the host any more")
-    listed = _listed(answer["files"], without)
+    listed = _with_their_checkpoints(_listed(answer["files"], without))
     wanted = [w for name, size in listed if (w := _wanted(directory, name, size)) is not None]
     for one in wanted:
         await _find_offset(there, remote, one)
@@ -157,6 +158,12 @@ def _listed(files: Any, without: Collection[str]) -> list[tuple[str, int]]:
         if size < 0:
             raise ProtocolError(f"the host lists {name!r} with {size} bytes")
     return listed
+
+
+def _with_their_checkpoints(listed: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Without graphs whose checkpoint has gone there: they go as well, and would be removed here."""
+    kept = {match[1] for name, _ in listed if (match := _CHECKPOINT.match(name))}
+    return [(name, size) for name, size in listed if not (match := _EXPORT.match(name)) or match[1] in kept]
 
 
 def _check_name(name: str, without: Collection[str]) -> None:

@@ -6,7 +6,6 @@ older checkpoint is gone on from, the newer ones here are moved into `aside/`, a
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from typing import Final
 from manyhands.engine.checkpoint_names import TRAINING, is_name, number_of, numbered
 from manyhands.errors import DataError, PlanError, StorageError
 from manyhands.hosts.agent import Agent
-from manyhands.hosts.export_kept import forget_exports
 from manyhands.hosts.follow import EVENTS
 from manyhands.hosts.inputs import CODE, INPUTS
 from manyhands.hosts.launch import Facts, hashes_of, send_file
+from manyhands.hosts.on_host import trainings
 from manyhands.hosts.record import Part, recorded
 
 CHECKPOINTS: Final = "checkpoints"
@@ -108,8 +107,12 @@ def origin_of(directory: Path, resume: str, leads: Found) -> Origin:
 async def send_origin(
     there: Agent, facts: Facts, origin: Origin, found: Found, run: str, tell: Callable[[str], None]
 ) -> None:
-    """The checkpoint, to a host without it: whole or not there. Raises PlanError, DataError, StorageError."""
+    """The checkpoint, to a host without it: whole or not there; what is behind it there is left.
+
+    Raises PlanError, DataError, StorageError.
+    """
     host = facts.host.host_name
+    await there.ask("leave", run=run, number=number_of(Path(origin.name)))
     if origin.here is None:
         if origin.name not in found.checkpoints:
             raise DataError(
@@ -155,14 +158,8 @@ async def send_events(there: Agent, part: Part, directory: Path, found: Found) -
 
 
 def leave_newer(directory: Path, origin: Origin) -> None:
-    """Move those behind it into aside/: they are of a course that is left. Raises StorageError."""
+    """What is behind it here: of a course that is left. Raises StorageError."""
     try:
-        for path in numbered(directory / CHECKPOINTS, TRAINING):
-            if number_of(path) > number_of(Path(origin.name)):
-                place = path.parent / "aside" / path.name
-                place.parent.mkdir(exist_ok=True)
-                shutil.rmtree(place, ignore_errors=True)
-                path.rename(place)
-        forget_exports(directory)
+        trainings.leave_newer(str(directory), number_of(Path(origin.name)))
     except OSError as error:
-        raise StorageError(f"{path}: {error}; move it elsewhere by hand") from error
+        raise StorageError(f"{error}; move it elsewhere by hand") from error

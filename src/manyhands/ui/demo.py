@@ -164,9 +164,9 @@ class Demo:
     def start(self) -> None:
         """Server and clients."""
         self.plan_file.write_text(dump_plan(self.plan), encoding="utf-8")
-        checkpoints = Path("server", "runs", self.run_id, "checkpoints")
-        if not os.path.lexists(self.directory / "checkpoints"):  # where any run has them
-            (self.directory / "checkpoints").symlink_to(checkpoints, target_is_directory=True)
+        checkpoints = self.directory / "checkpoints"  # where any run has them
+        checkpoints.unlink(missing_ok=True)
+        checkpoints.symlink_to(Path("server", "runs", self.run_id, "checkpoints"), target_is_directory=True)
         self.start_server()
         for number in range(1, self.options.clients + 1):
             self.start_client(f"hand-{number}")

@@ -11,7 +11,7 @@ from typing import IO, Any
 from manyhands.hosts.on_host.facts import free_port, probe, run
 from manyhands.hosts.on_host.files import hashes, listing, partial, put, read, text
 from manyhands.hosts.on_host.frames import MARK, Line
-from manyhands.hosts.on_host.trainings import follow, start, status, stop
+from manyhands.hosts.on_host.trainings import follow, leave, start, status, stop
 
 F_SETPIPE_SZ = 1031
 PIPE_BYTES = 1 << 20
@@ -20,7 +20,7 @@ OPERATIONS: dict[str, Callable[[Line, dict[str, Any]], None]] = {
     for operation in (
         *(probe, free_port, run),
         *(put, partial, listing, read, hashes, text),
-        *(start, follow, stop, status),
+        *(start, follow, stop, status, leave),
     )
 }
 

@@ -7,8 +7,8 @@ nothing but the standard library of Python 3.8 or later. What is in the run's di
     host.log       everything that they printed
     status.json    the processes, when they began, and at the end the exit code or the signal and the last lines
 
-The export runs beside the training, one at a time, whenever there is a checkpoint that it was not started for, and
-once more after a training that ended well.
+The export runs beside the training, one at a time, whenever a checkpoint has come, and once more after a training
+that ended well.
 
 Invariants: status.json is replaced whole, also on a full disk (room for it is kept). The training gets SIGTERM when
 this process dies, so nobody holds a GPU unseen. Whatever the training started is ended with it.
@@ -46,7 +46,7 @@ class Supervisor:
         self.tail = b""
         self.child: subprocess.Popen[bytes] | None = None
         self.exporter: subprocess.Popen[bytes] | None = None
-        self.exported: set[str] = set()
+        self.seen = self._checkpoints()
         self.status: dict[str, Any] = {
             "version": 1,
             "state": "running",
@@ -72,9 +72,8 @@ class Supervisor:
         if code == -signal.SIGKILL and killed is not None and killed != killed_before:
             ending["out_of_memory"] = True
         ending["tail"] = self._last_lines()
-        if self.exporter is not None and code != 0:
+        if self.exporter is not None:  # what it has not made is made now, where it can be asked to end
             end_group(self.exporter)
-        elif self.exporter is not None:
             self.exporter.wait()
         if code == 0 and self.job.get("export"):
             self.status["phase"] = "exporting"
@@ -131,14 +130,16 @@ class Supervisor:
             self.exporter = None
             self.status["exports"] = self.status.get("exports", 0) + 1
             self._write_status()
-        try:
-            names = {name for name in os.listdir(self._path("checkpoints")) if name.startswith("step-")}
-        except OSError:
-            return
-        if self.job.get("export") and not names <= self.exported:
-            self.exported |= names
+        seen, self.seen = self.seen, self._checkpoints()
+        if self.job.get("export") and not self.seen <= seen:
             with contextlib.suppress(OSError):
                 self.exporter = self._started(self.job["export"], self.log)
+
+    def _checkpoints(self) -> set[str]:
+        try:
+            return {name for name in os.listdir(self._path("checkpoints")) if name.startswith("step-")}
+        except OSError:
+            return set()
 
     def _keep(self, text: bytes) -> None:
         self.tail = (self.tail + text)[-16384:]

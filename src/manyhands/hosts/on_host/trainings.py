@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +151,34 @@ def stop(line: Line, request: dict[str, Any]) -> None:
             else:
                 os.kill(child, signal.SIGTERM)
     line.answer(status=found)
+
+
+def leave(line: Line, request: dict[str, Any]) -> None:
+    """Go on from checkpoint `number` of a training: what is behind it is of a course that is left."""
+    leave_newer(absolute(request["run"]), request["number"])
+    line.answer(done=True)
+
+
+def leave_newer(directory: str, number: int) -> None:
+    """Move newer checkpoints into checkpoints/aside, as the engine does, and remove their graphs. Raises OSError."""
+    checkpoints, exports = (os.path.join(directory, name) for name in ("checkpoints", "exports"))
+    for name in newer(checkpoints, number):
+        place = os.path.join(checkpoints, "aside", name)
+        shutil.rmtree(place, ignore_errors=True)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.rename(os.path.join(checkpoints, name), place)
+    for name in newer(exports, number):
+        os.remove(os.path.join(exports, name))
+
+
+def newer(folder: str, number: int) -> list[str]:
+    return [name for name in os.listdir(folder) if step_of(name) > number] if os.path.isdir(folder) else []
+
+
+def step_of(name: str) -> int:
+    """Of step-00000020 and step-00000020.onnx; -1 for what is called otherwise."""
+    match = re.match(r"step-(\d{8,})(\.onnx.*)?$", name)
+    return int(match.group(1)) if match else -1
 
 
 def status(line: Line, request: dict[str, Any]) -> None:
