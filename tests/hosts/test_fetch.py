@@ -39,6 +39,7 @@ def remote(host: LoopbackHost, tmp_path: Path) -> Iterator[Path]:
     (run / "checkpoints" / ".step-00000030.partial-1" / "half").write_text("half")
     (run / "exports").mkdir()
     (run / "exports" / "step-00000020.onnx").write_bytes(os.urandom(100_000))
+    (run / "exports" / "step-00000001.onnx").write_bytes(b"of a checkpoint that is not kept any more")
     for name in ("materials/tokens", "inputs/text.txt", "events.jsonl", "status.json", "supervisor.py"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text(name)
@@ -74,6 +75,7 @@ def test_results_come_and_nothing_else_and_once(remote: Path, tmp_path: Path) ->
     assert set(files(here)) == {*RESULTS, ".fetching/lock"}
     assert results(here) == results(remote)
     assert fetched.checkpoints == ["step-00000010", "step-00000020"]
+    assert fetched.graphs == ["exports/step-00000020.onnx"]
     assert brought(remote, here).bytes < 1000  # the small ones, in case they have changed
     brought(remote, here, everything=True)
     assert (here / "materials" / "tokens").read_text() == "materials/tokens"

@@ -60,6 +60,22 @@ def test_the_named_checkpoint_is_sent_with_its_events(host: LoopbackHost, begun:
     assert names(here / "checkpoints") == ["aside", "step-00000005"]
 
 
+def test_a_course_that_is_left_is_left_on_both_sides(host: LoopbackHost, begun: Begun) -> None:
+    """Nothing of it can come back here under the names of the new one."""
+    here = kept(host.manyhands_home / "runs" / "left", 5, 10)
+    there = kept(host.home / "manyhands" / "runs" / "left", 5, 10, 15)
+    for directory in (here, there):
+        (directory / "exports").mkdir()
+        for step in (5, 10):
+            (directory / "exports" / f"step-{step:08}.onnx").write_bytes(b"graph")
+            (directory / "exports" / f"step-{step:08}.onnx.json").write_text("{}")
+    begun(here, f"resume={here / 'checkpoints' / 'step-00000005'}")
+    for directory in (here, there):
+        assert names(directory / "checkpoints") == ["aside", "step-00000005"]
+        assert names(directory / "exports") == ["step-00000005.onnx", "step-00000005.onnx.json"]
+    assert names(there / "checkpoints" / "aside") == ["step-00000010", "step-00000015"]
+
+
 def test_a_newer_one_here_is_sent_to_a_host_that_has_older_ones(host: LoopbackHost, begun: Begun) -> None:
     here = kept(host.manyhands_home / "runs" / "behind", 99_999_999)
     record, _ = begun(here, "resume=latest")
