@@ -50,7 +50,8 @@ def test_from_the_command_to_the_files(
         "finished at",
     ):
         assert line in done.stdout, done.stdout
-    assert re.search(r"server1: exported step-00000010\.onnx, [\d,]+ bytes", done.stdout), done.stdout
+    for made in ("checkpoints/step-00000005", "checkpoints/step-00000010", "exports/step-00000010.onnx"):
+        assert re.search(rf"fetched \S+/here-and-there/{made}$", done.stdout, re.MULTILINE), done.stdout
     assert f"checkpoint {here / 'checkpoints' / 'step-00000010'}" in done.stdout.splitlines()[-1]
 
     # what is here: the same bytes

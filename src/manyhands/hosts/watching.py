@@ -104,19 +104,17 @@ class _Watch:
             self.saved.clear()
             wanted = self.newest
             try:
-                fetched = await self.bring()
+                await self.bring()
             except ManyhandsError as error:
                 if said != str(error):
                     self.view.tell(f"not fetched yet: {error}")
                 said = str(error)
-                fetched = Fetched()
-            for name in (*(f"checkpoints/{name}" for name in fetched.checkpoints), *fetched.graphs):
-                self.view.tell(f"fetched {self.directory / name}")
             if wanted is not None and not (self.directory / "checkpoints" / wanted).is_dir():
                 await asyncio.sleep(_LOOK_AGAIN_S)  # it is being written, there
                 self.saved.set()
 
-    async def bring(self) -> Fetched:
+    async def bring(self) -> None:
+        """What is new, and tell of it."""
         part = self.record.parts[0]
         fetched = await fetch(
             self.host(part),
@@ -126,9 +124,10 @@ class _Watch:
             tell=self.view.tell,
             keep=self.record.keep,
         )
+        for name in (*(f"checkpoints/{name}" for name in fetched.checkpoints), *fetched.graphs):
+            self.view.tell(f"fetched {self.directory / name}")
         self.fetched.bytes += fetched.bytes
         self.fetched.seconds += fetched.seconds
-        return fetched
 
     async def bring_the_rest(self, endings: dict[str, dict[str, Any]]) -> bool:
         """Whether all that was made is here.
