@@ -246,17 +246,21 @@ def test_a_kill_is_seen_within_seconds_with_the_last_lines(run: Run, whom: str, 
 
 def test_the_runs_directory_is_lost(run: Run) -> None:
     status = run.tell(10_000, 0.05)
+    elsewhere = run.directory.with_name(f"{run.directory.name}-gone")
 
     async def follow() -> dict[str, Any]:
         following = asyncio.create_task(run.follower([], []).until_its_end())
         await asyncio.sleep(0.7)
-        subprocess.run(["rm", "-rf", str(run.directory)], check=True)
+        run.directory.rename(elsewhere)  # at once: it is being written to
         return await following
 
     ending = asyncio.run(asyncio.wait_for(follow(), 30))
     assert "the run's directory on server1 is gone" in words_of("server1", ending)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(status["child"], signal.SIGKILL)
+    while begun(status["pid"]) is not None:
+        time.sleep(0.02)
+    subprocess.run(["rm", "-rf", str(elsewhere)], check=True)
 
 
 def test_nothing_was_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def test_shards_of_rows_that_are_only_here(
 ) -> None:
     """The task's sources are not sent, and need not be there, nor even here."""
     rows = "\n".join(f"{i},{i % 7},{i % 2}" for i in range(200))
-    source, shards = tmp_path / "rows.csv", tmp_path / "KPkp"
+    source, shards = tmp_path / "rows.csv", tmp_path / "table"
     source.write_text(f"id,a,label\n{rows}\n")
     made = manyhands(
         *("shards", "pack", "task=tabular", f"task.table.files=[{source}]", "task.target=label"),
@@ -32,7 +32,7 @@ def test_shards_of_rows_that_are_only_here(
     record = json.loads((host.manyhands_home / "runs" / "uploaded" / "host.json").read_text())
     there = Path(record["parts"][0]["directory"])
     assert not (there / "inputs").exists()
-    (place,) = (there.parent.parent / "shards").glob("KPkp-*")
+    (place,) = (there.parent.parent / "shards").glob("table-*")
 
     source.unlink()
     done = manyhands("train", "--host", "server1", "--shards", str(place), *words, "run=there")
