@@ -69,7 +69,14 @@ def test_a_course_that_is_left_is_left_on_both_sides(host: LoopbackHost, begun: 
         for step in (5, 10):
             (directory / "exports" / f"step-{step:08}.onnx").write_bytes(b"graph")
             (directory / "exports" / f"step-{step:08}.onnx.json").write_text("{}")
-    begun(here, f"resume={here / 'checkpoints' / 'step-00000005'}")
+    named = f"resume={here / 'checkpoints' / 'step-00000005'}"
+    (there / "checkpoints" / "step-00000005" / "checkpoint.json").write_text("of another")
+    with pytest.raises(PlanError, match="another step-00000005"):
+        begun(here, named)
+    assert "step-00000015" in names(there / "checkpoints"), "what is refused changes nothing"
+    (there / "checkpoints" / "step-00000005" / "checkpoint.json").write_text("5")
+    _, told = begun(here, named)
+    assert "server1: set aside, into checkpoints/aside: step-00000010, step-00000015" in told
     for directory in (here, there):
         assert names(directory / "checkpoints") == ["aside", "step-00000005"]
         assert names(directory / "exports") == ["step-00000005.onnx", "step-00000005.onnx.json"]

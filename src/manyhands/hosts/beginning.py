@@ -26,6 +26,7 @@ from manyhands.hosts.going_on import (
     check_here,
     found_there,
     leave_newer,
+    leave_newer_there,
     origin_of,
     send_events,
     send_origin,
@@ -109,8 +110,11 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
         ]
         for one in begun:
             await _send_all(one, wish, origin, view)
-        if origin is not None and not record.shared:
-            leave_newer(wish.directory, origin)
+        if origin is not None:
+            for one in begun:
+                await leave_newer_there(one.there, origin, one.part, view.tell)
+            if not record.shared:
+                leave_newer(wish.directory, origin)
         if not record.shared:
             kept_here(wish.directory, configured_for(hosts[0], wish.configuration, inputs))
         await _start_all(begun, record, wish.directory, view)

@@ -107,12 +107,8 @@ def origin_of(directory: Path, resume: str, leads: Found) -> Origin:
 async def send_origin(
     there: Agent, facts: Facts, origin: Origin, found: Found, run: str, tell: Callable[[str], None]
 ) -> None:
-    """The checkpoint, to a host without it: whole or not there; what is behind it there is left.
-
-    Raises PlanError, DataError, StorageError.
-    """
+    """The checkpoint, to a host without it: whole or not there. Raises PlanError, DataError, StorageError."""
     host = facts.host.host_name
-    await there.ask("leave", run=run, number=number_of(Path(origin.name)))
     if origin.here is None:
         if origin.name not in found.checkpoints:
             raise DataError(
@@ -155,6 +151,13 @@ async def send_events(there: Agent, part: Part, directory: Path, found: Found) -
         raise PlanError(
             f"{part.host} has another training in {part.directory} than {directory}: choose another run=NAME"
         )
+
+
+async def leave_newer_there(there: Agent, origin: Origin, part: Part, tell: Callable[[str], None]) -> None:
+    """What is behind it there, once it is sure that it can be gone on from: nothing of it may come back here."""
+    answer = await there.ask("leave", run=part.directory, number=number_of(Path(origin.name)))
+    if answer["left"]:
+        tell(f"{part.host}: set aside, into checkpoints/aside: {', '.join(answer['left'])}")
 
 
 def leave_newer(directory: Path, origin: Origin) -> None:

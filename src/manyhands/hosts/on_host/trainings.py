@@ -155,20 +155,24 @@ def stop(line: Line, request: dict[str, Any]) -> None:
 
 def leave(line: Line, request: dict[str, Any]) -> None:
     """Go on from checkpoint `number` of a training: what is behind it is of a course that is left."""
-    leave_newer(absolute(request["run"]), request["number"])
-    line.answer(done=True)
+    line.answer(left=leave_newer(absolute(request["run"]), request["number"]))
 
 
-def leave_newer(directory: str, number: int) -> None:
-    """Move newer checkpoints into checkpoints/aside, as the engine does, and remove their graphs. Raises OSError."""
+def leave_newer(directory: str, number: int) -> list[str]:
+    """Move newer checkpoints into checkpoints/aside, as the engine does, and remove their graphs.
+
+    Which they are. Raises OSError.
+    """
     checkpoints, exports = (os.path.join(directory, name) for name in ("checkpoints", "exports"))
-    for name in newer(checkpoints, number):
+    left = sorted(newer(checkpoints, number))
+    for name in left:
         place = os.path.join(checkpoints, "aside", name)
         shutil.rmtree(place, ignore_errors=True)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         os.rename(os.path.join(checkpoints, name), place)
     for name in newer(exports, number):
         os.remove(os.path.join(exports, name))
+    return left
 
 
 def newer(folder: str, number: int) -> list[str]:
