@@ -211,17 +211,14 @@ def test_ranks_read_each_row_once_in_an_epoch(tmp_path: Path, table_shards: Path
     """The same rows in the same steps, however many ranks share them; no tail is dropped, none is starved."""
     task = opened(with_shards(Plan(seed=3, task=TABLE), table_shards), tmp_path / "task")
     total, batch, seen = task.samples(), 12, []
-    for step in range(-(-total // batch)):
-        parts = [
-            step_indices(task, step * batch, batch, 3, World(data_rank=rank, data_size=ranks)).tolist()
-            for rank in range(ranks)
-        ]
+    steps = -(-total // batch)
+    worlds = [World(data_rank=rank, data_size=ranks) for rank in range(ranks)]
+    of_ranks = [step_indices(task, 0, batch, steps, 3, world) for world in worlds]
+    for parts in zip(*of_ranks, strict=True):
         assert {len(part) for part in parts} == {batch // ranks}
-        seen += [index for part in parts for index in part]
-    alone = World()
-    assert seen == [
-        i for s in range(-(-total // batch)) for i in step_indices(task, s * batch, batch, 3, alone)
-    ]
+        seen += [index for part in parts for index in part.tolist()]
+    one_by_one = [next(step_indices(task, step * batch, batch, 1, 3, World())) for step in range(steps)]
+    assert seen == np.concatenate(one_by_one).tolist()
     assert sorted(seen[:total]) == list(range(total))
     assert seen[:total] != list(range(total))
 

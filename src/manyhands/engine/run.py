@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -290,7 +290,7 @@ class _Run:
         into = first % plan.local.steps
         rates = learning_rates(plan, first - into)[into:]
         self.report.start()
-        batches = made_ahead(self._batches, range(first, first + len(rates)), self.world.device)
+        batches = made_ahead(self._batches(len(rates)), self.world.device)
         for rate, batch in zip(rates, batches, strict=True):
             self._step(batch, rate)
             due = self.report.pending() >= logging.every_steps
@@ -325,14 +325,12 @@ class _Run:
         )
         self.report.saw(self.cursor.step, taken, rate)
 
-    def _batches(self, step: int) -> list[Batch]:
-        batch_size, cursor = (
-            self.plan.local.batch_size,
-            self.cursor,
-        )  # read once: it moves on while a thread loads
-        sample = cursor.sample + (step - cursor.step) * batch_size
-        indices = step_indices(self.task, sample, batch_size, self.plan.seed, self.world)
-        return micro_batches(self.task, indices, self.settings.parallel.micro_batch_size)
+    def _batches(self, steps: int) -> Iterator[list[Batch]]:
+        """This rank's of so many steps from here on."""
+        batch_size, size = self.plan.local.batch_size, self.settings.parallel.micro_batch_size
+        sample = self.cursor.sample
+        parts = step_indices(self.task, sample, batch_size, steps, self.plan.seed, self.world)
+        return (micro_batches(self.task, indices, size) for indices in parts)
 
     def _reference_count(self) -> int:
         """The count of a full micro-batch, where every sample counts for all its tokens."""

@@ -87,6 +87,14 @@ GROUPS: dict[str, tuple[Measurement, ...]] = {
             what="validation loss of nanoGPT's recipe for a CPU after 2,000 steps",
         ),
         Measurement(
+            name="shakespeare_char_time",
+            function=f"{_ENGINE}:shakespeare_char_time",
+            unit="of nanoGPT's",
+            better="lower",
+            target=1.0,
+            what="time of that recipe over that of nanoGPT's loop, with all that each evaluates and saves",
+        ),
+        Measurement(
             name="ddp_speedup",
             function=f"{_ENGINE}:ddp_speedup",
             unit="times",

@@ -121,18 +121,17 @@ def shard_wait() -> Measured:
         family.prepare(plan, Path(name) / "task")
         task, size = family.open(plan, Path(name) / "task"), plan.local.batch_size
 
-        def load(step: int) -> list[Any]:
-            return list(micro_batches(task, step_indices(task, step * size, size, plan.seed, ALONE), None))
-
         steps = task.samples() // size
-        load(0)
-        started, longest = time.perf_counter(), 0.0
-        for step in range(1, steps):
-            before = time.perf_counter()
-            load(step)
-            longest = max(longest, time.perf_counter() - before)
-        loads_per_s = (steps - 1) / (time.perf_counter() - started)
-        step_s = _step_seconds(task, plan, load(0)[0])
+        parts = step_indices(task, 0, size, steps, plan.seed, ALONE)
+        batches = (micro_batches(task, indices, None) for indices in parts)
+        first = next(batches)
+        started = before = time.perf_counter()
+        longest = 0.0
+        for _ in batches:
+            now = time.perf_counter()
+            longest, before = max(longest, now - before), now
+        loads_per_s = (steps - 1) / (before - started)
+        step_s = _step_seconds(task, plan, first[0])
     return Measured(
         value=loads_per_s * step_s,
         note=f"{loads_per_s * size:,.0f} positions/s loaded, {size / step_s:,.0f} learned on this CPU; the longest "
