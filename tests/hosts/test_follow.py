@@ -122,6 +122,17 @@ def test_it_goes_on_without_anybody_and_what_follows_it(run: Run) -> None:
     assert "exported" in (run.directory / LOG).read_text()
 
 
+@pytest.mark.parametrize(("code", "exported"), [(130, True), (9, False)])
+def test_one_that_was_asked_to_end_gets_its_last_export_one_that_failed_does_not(
+    run: Run, code: int, exported: bool
+) -> None:
+    run.tell(3, 0.02, f"\nsys.exit({code})", export=["/bin/sh", "-c", "echo exported; touch after"])
+    ending, _, _ = run.follow()
+    assert (ending["state"], ending["exit_code"]) == ("ended", code)
+    assert (run.directory / "after").exists() == exported
+    assert ending["tail"] == ["line 0", "line 1", "line 2"]
+
+
 def test_checkpoints_are_exported_while_it_goes_on(run: Run) -> None:
     """One export at a time, for checkpoints that come after the start; the status tells of each that has ended."""
     checkpoints = run.directory / "checkpoints"

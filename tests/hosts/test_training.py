@@ -123,14 +123,15 @@ def test_detached_and_attached_and_stopped(
     assert "is asked to save and end" in manyhands("hosts", "stop", here.name).stdout
     code, output = attached.ended()
     assert code == 130
-    assert re.search(
-        r"error: the training on server1 ended with exit code 130\. Its last lines:\n(.*\n)*.*interrupted after step",
-        output,
-    )
+    assert "error: the training on server1 was asked to end, has saved, and ended\n" in output
+    assert "interrupted after step" in (here / "logs" / "server1.log").read_text()
     assert list((here / "checkpoints").glob("step-*"))
+    assert re.search(
+        rf"^go on with: manyhands train --host=server1 --resume \S*{here.name}$", output, re.MULTILINE
+    )
     assert [
         row["state"] for row in json.loads(manyhands("hosts", "ls", "--format", "json").stdout)["runs"]
-    ] == ["failed with 130"]
+    ] == ["stopped"]
 
 
 # ---------------------------------------------------------------------------------------- what is refused before

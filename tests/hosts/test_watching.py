@@ -104,6 +104,36 @@ def test_all_has_come_only_with_the_newest_checkpoint(
 
 
 @pytest.mark.usefixtures("there")
+def test_a_graph_is_fetched_when_its_export_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only with the next checkpoint, or at the end."""
+    came: list[str] = []
+
+    async def fetch(*_arguments: object, **_settings: object) -> Fetched:
+        came.append("fetched")
+        return Fetched(graphs=["exports/step-00000010.onnx"])
+
+    async def until_its_end(follower: Follower) -> dict[str, Any]:
+        for status in (
+            {"phase": "training"},
+            {"phase": "training", "exports": 1},
+            {"phase": "training", "exports": 1},
+        ):
+            follower._on_status(status)
+            for _ in range(5):
+                await asyncio.sleep(0)
+        came.append("ended")
+        return {"state": "ended", "exit_code": 0}
+
+    monkeypatch.setattr("manyhands.hosts.watching.fetch", fetch)
+    monkeypatch.setattr(Follower, "until_its_end", until_its_end)
+    _, told, _ = watched(tmp_path)
+    assert came == ["fetched", "ended", "fetched"]
+    assert told[0] == f"fetched {tmp_path / 'exports/step-00000010.onnx'}"
+
+
+@pytest.mark.usefixtures("there")
 def test_a_record_that_cannot_be_kept_does_not_hide_how_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

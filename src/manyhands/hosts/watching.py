@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from manyhands.errors import ManyhandsError, ServerUnreachable, StorageError, WorkerError
+from manyhands.errors import Interrupted, ManyhandsError, ServerUnreachable, StorageError, WorkerError
 from manyhands.hosts.agent import reached
 from manyhands.hosts.fetch import Fetched, fetch
 from manyhands.hosts.follow import EVENTS, Copy, Follower
@@ -209,7 +209,8 @@ async def watch(directory: Path, record: Record, view: View, *, replay: bool) ->
 def _outcome(record: Record, endings: dict[str, dict[str, Any]], watched: _Watch) -> Outcome:
     failed = (host for host, ending in endings.items() if exit_code_of(ending) != 0)
     host = watched.failed_first or next(failed, record.parts[0].host)
-    return Outcome(exit_code=exit_code_of(endings[host]), endings=endings, fetched=watched.fetched)
+    in_order = {part.host: endings[part.host] for part in record.parts if part.host in endings}
+    return Outcome(exit_code=exit_code_of(endings[host]), endings=in_order, fetched=watched.fetched)
 
 
 async def _stop_others(record: Record, *, now: bool) -> None:
@@ -264,6 +265,8 @@ def words_of(host: str, ending: dict[str, Any]) -> str:
         how = f"the training on {host} was killed by the kernel, because memory was exhausted"
     elif "signal" in ending:
         how = f"the training on {host} was killed by {_SIGNALS.get(ending['signal'], ending['signal'])}"
+    elif ending["exit_code"] == Interrupted.exit_code:
+        return f"the training on {host} was asked to end, has saved, and ended"
     else:
         how = f"the training on {host} ended with exit code {ending['exit_code']}"
     free = ending.get("free_bytes")

@@ -235,3 +235,5 @@ def _tell_end(directory: Path, outcome: Outcome, *, quiet: bool) -> None:
     latest = directory / "checkpoints" / "latest"
     if latest.is_file():
         click.echo(f"checkpoint {directory / 'checkpoints' / latest.read_text(encoding='utf-8').strip()}")
+        if outcome.exit_code == Interrupted.exit_code:
+            click.echo(f"go on with: manyhands train --host={','.join(outcome.endings)} --resume {directory}")

@@ -8,7 +8,7 @@ nothing but the standard library of Python 3.8 or later. What is in the run's di
     status.json    the processes, when they began, and at the end the exit code or the signal and the last lines
 
 The export runs beside the training, one at a time, whenever a checkpoint has come, and once more after a training
-that ended well.
+that ended well or was asked to end. One that failed is told at once: its checkpoints get theirs when it goes on.
 
 Invariants: status.json is replaced whole, also on a full disk (room for it is kept). The training gets SIGTERM when
 this process dies, so nobody holds a GPU unseen. Whatever the training started is ended with it.
@@ -32,6 +32,7 @@ from manyhands.hosts.on_host.processes import begun, boot, killed_by_kernel
 LAST_LINES = 30
 PR_SET_PDEATHSIG = 1
 CHECK_EVERY_S = 1.0
+SAVED_AND_ENDED = 130  # the exit code of a training that was asked to end
 ROOM = b" " * 65536
 
 
@@ -46,6 +47,7 @@ class Supervisor:
         self.tail = b""
         self.child: subprocess.Popen[bytes] | None = None
         self.exporter: subprocess.Popen[bytes] | None = None
+        self.killed: int | None = None  # how many processes the kernel has killed for want of memory
         self.seen = self._checkpoints()
         self.status: dict[str, Any] = {
             "version": 1,
@@ -63,19 +65,19 @@ class Supervisor:
             file.write(ROOM)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._pass_on)
-        killed_before = killed_by_kernel()
+        self.killed = killed_by_kernel()
         code = self._run(self.job["command"])
         ending: dict[str, Any] = (
             {"exit_code": code} if code >= 0 else {"signal": -code, "exit_code": 128 - code}
         )
         killed = killed_by_kernel()
-        if code == -signal.SIGKILL and killed is not None and killed != killed_before:
+        if code == -signal.SIGKILL and killed is not None and killed != self.killed:
             ending["out_of_memory"] = True
         ending["tail"] = self._last_lines()
         if self.exporter is not None:  # what it has not made is made now, where it can be asked to end
             end_group(self.exporter)
             self.exporter.wait()
-        if code == 0 and self.job.get("export"):
+        if code in (0, SAVED_AND_ENDED) and self.job.get("export"):
             self.status["phase"] = "exporting"
             self._run(self.job["export"])
         self.status.update(ending, state="ended", phase="ended", ended_ms=time.time_ns() // 1_000_000)
@@ -89,7 +91,9 @@ class Supervisor:
             return 127
         self.status.update(child=self.child.pid, child_start=begun(self.child.pid))
         self._write_status()
-        self._listen(self.child)
+        assert self.child.stdout is not None
+        with self.child.stdout as output:
+            self._listen(self.child, output.fileno())
         code = self.child.wait()
         end_group(self.child)  # whatever it left behind
         return code
@@ -106,10 +110,9 @@ class Supervisor:
             preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
 
-    def _listen(self, child: subprocess.Popen[bytes]) -> None:
+    def _listen(self, child: subprocess.Popen[bytes], output: int) -> None:
         """Until it closes its output, or has ended while something that it started holds it open."""
-        assert child.stdout is not None
-        output, looked = child.stdout.fileno(), time.monotonic()
+        looked = time.monotonic()
         while True:
             if select.select([output], [], [], CHECK_EVERY_S)[0]:
                 text = os.read(output, 65536)
@@ -127,6 +130,8 @@ class Supervisor:
         if self.exporter is not None:
             if self.exporter.poll() is None:
                 return
+            if self.exporter.returncode == -signal.SIGKILL:  # not a sign of what ends the training
+                self.killed = killed_by_kernel()
             self.exporter = None
             self.status["exports"] = self.status.get("exports", 0) + 1
             self._write_status()

@@ -111,7 +111,7 @@ async def _states(records: list[Record]) -> dict[tuple[str, str], str]:
 
 
 async def _state(record: Record, part: Part) -> str:
-    from manyhands.errors import ManyhandsError
+    from manyhands.errors import Interrupted, ManyhandsError
     from manyhands.hosts.watching import state_of
 
     ending = part.ending
@@ -123,7 +123,8 @@ async def _state(record: Record, part: Part) -> str:
     if ending is None:
         return "never started"
     if ending["state"] == "ended":
-        return "finished" if ending["exit_code"] == 0 else f"failed with {ending['exit_code']}"
+        code = ending["exit_code"]
+        return {0: "finished", Interrupted.exit_code: "stopped"}.get(code, f"failed with {code}")
     return str(ending.get("phase") if ending["state"] == "running" else ending["state"])
 
 
