@@ -134,7 +134,7 @@ def test_asked_gone_on_and_stopped(terminal: Terminal, host: LoopbackHost) -> No
     terminal.sees(QUESTION)
     terminal.types(b"s\n")
     terminal.sees("server1 is asked to save and end")
-    terminal.sees("was asked to end, has saved, and ended")
+    terminal.sees("was asked to end, and has ended")
     assert terminal.ends() == 130
     record = json.loads((host.manyhands_home / "runs" / "shown" / "host.json").read_text())
     assert record["parts"][0]["ending"]["exit_code"] == 130

@@ -266,7 +266,7 @@ def words_of(host: str, ending: dict[str, Any]) -> str:
     elif "signal" in ending:
         how = f"the training on {host} was killed by {_SIGNALS.get(ending['signal'], ending['signal'])}"
     elif ending["exit_code"] == Interrupted.exit_code:
-        return f"the training on {host} was asked to end, has saved, and ended"
+        return f"the training on {host} was asked to end, and has ended"
     else:
         how = f"the training on {host} ended with exit code {ending['exit_code']}"
     free = ending.get("free_bytes")
