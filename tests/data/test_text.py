@@ -92,6 +92,12 @@ def test_files_that_are_not_utf8_are_left_out_and_named(tmp_path: Path) -> None:
         read_corpus(source.model_copy(update={"on_broken": "stop"}))
 
 
+def test_a_file_of_another_kind_is_recognized(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\xff\xff")
+    with pytest.raises(DataError, match=r"a\.parquet is not UTF-8.*give task\.text\.kind=parquet"):
+        read_corpus(TextSource(path=str(tmp_path / "a.parquet")))
+
+
 def test_validation_may_have_its_own_path(tmp_path: Path) -> None:
     tree(tmp_path, {"train/a.txt": b"a" * 60, "train/b.txt": b"b" * 60, "other.txt": b"c" * 60})
     corpus = read_corpus(

@@ -98,7 +98,7 @@ def test_a_checkpoint_without_its_training(
     assert run(["eval", str(trained / "checkpoints"), "--seed", "1"]) == 2
     assert "give --tasks too" in capsys.readouterr().err
     assert run(["eval", str(tmp_path / "nothing")]) == 9
-    assert "whatever --data-dir" in capsys.readouterr().err
+    assert "whatever its --data-dir" in capsys.readouterr().err
     other = tmp_path / "alone"
     other.mkdir()
     (other / "config.json").write_text("{}", encoding="utf-8")

@@ -20,6 +20,7 @@ from manyhands.plan.tasks import TextSource
 
 STDLIB = "stdlib"
 SUFFIXES = (".md", ".py", ".txt")
+_KINDS = {".parquet": "parquet", ".bin": "tokens", ".npy": "tokens"}
 _LONGEST_CHARACTER_BYTES = 4  # of UTF-8: a cut may fall short by three bytes; what is left then is no text
 _SKIPPED_DIRECTORIES = frozenset({"__pycache__", "site-packages", "dist-packages"})
 
@@ -150,8 +151,10 @@ def _read(file: Path, name: str, limit: int | None) -> Document:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
+        kind = _KINDS.get(file.suffix)
+        what = "convert it" if kind is None else f"give task.text.kind={kind}"
         raise DataError(
-            f"text file {file} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; convert it, {or_skip}"
+            f"text file {file} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; {what}, {or_skip}"
         ) from None
     return _document(name, text, data, 0)
 

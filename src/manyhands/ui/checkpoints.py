@@ -3,15 +3,13 @@ plan and materials it is from."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from manyhands.config import did_you_mean, home
 from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
 from manyhands.errors import StorageError
-from manyhands.ui.plans import training_of
+from manyhands.ui.plans import no_run_at, run_at, training_of
 
 if TYPE_CHECKING:
     from manyhands.plan.schema import Plan
@@ -32,16 +30,11 @@ def locate(where: str) -> Path:
 
     Raises StorageError for a name that is nothing here, and for a directory without checkpoints.
     """
-    path = Path(where).expanduser()
-    runs = home() / "runs"
-    if not path.exists() and re.fullmatch(r"[a-z0-9-]{1,64}", where):
-        path = runs / where
+    path = run_at(where)
     if not path.is_dir():
-        known = [run.name for run in runs.iterdir() if run.is_dir()] if runs.is_dir() else []
         raise StorageError(
-            f"there is no directory {where!r}, and no run of that name in {runs}.{did_you_mean(where, known)} A run "
-            "keeps its checkpoints in the MANYHANDS_HOME of its server, whatever --data-dir that has: set it, or "
-            "give the path of a checkpoint"
+            f"{no_run_at(where)} A run keeps its checkpoints in the MANYHANDS_HOME of its server, whatever its "
+            "--data-dir: set it, or give the path of a checkpoint"
         )
     found = numbered(path, TRAINING, RUN) or numbered(path / "checkpoints", TRAINING, RUN)
     if not found and not any(next(path.glob(mark), None) for mark in _MARKS):

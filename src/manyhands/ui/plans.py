@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CONFIGS: Final = {"chess_endgames": "endgames"}
 """By task: what lies below its shards, or below --pieces, where no config is named; else `train`."""
 
+_RUN: Final = r"[a-z0-9-]{1,64}"
+
 
 def plan_from(where: str | None, overrides: Sequence[str], config_name: str = "train") -> Plan:
     """The plan of file `where`, or of the config named `where`, else of `config_name`. Raises PlanError.
@@ -58,11 +60,12 @@ def configuration_from(
     from manyhands.plan.resolve import PLAN_FILE
 
     check_overrides(overrides)
-    resume = next(
-        (value for key, _, value in (o.partition("=") for o in overrides) if key == "resume"), "latest"
-    )
-    if kept is None and not (plan or config_name) and resume != "latest":
-        kept = training_of(resume.strip("'"))
+    resume = next((unquoted(o.partition("=")[2]) for o in overrides if o.startswith("resume=")), "latest")
+    if resume != "latest":
+        resume = str(run_at(resume))
+        overrides = [o for o in overrides if not o.startswith("resume=")] + [f"resume={quoted(resume)}"]
+        if kept is None and not (plan or config_name):
+            kept = training_of(resume)
     if kept is not None and (kept / PLAN_FILE).is_file():
         return kept_configuration(kept, overrides)
     task = None if shards is None else task_of(shards)
@@ -103,8 +106,19 @@ def same_pieces(one: str, other: str) -> bool:
 
 
 def quoted(text: str) -> str:
-    """As a value of an override, whatever is in it."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """As a value of an override, whatever is in it: backslashes count only before a quote (hydra's grammar)."""
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[1] * 2 + ("\\'" if found[2] else "")
+
+    return "'" + re.sub(r"(\\*)('|\Z)", escaped, text) + "'"
+
+
+def unquoted(value: str) -> str:
+    """The text of which `quoted` made this; a value that nobody has quoted stays."""
+    if not (len(value) >= 2 and value[0] == value[-1] == "'"):
+        return value
+    return re.sub(r"(\\+)('|\Z)", lambda found: found[1][: len(found[1]) // 2] + found[2], value[1:-1])
 
 
 def configuration_of(
@@ -122,6 +136,24 @@ def check_overrides(overrides: Sequence[str]) -> None:
         key, equals, _ = text.partition("=")
         if not equals and not key.startswith("~"):
             raise click.UsageError(f"'{text}' is not KEY=VALUE, as in local.steps=50")
+
+
+def run_at(where: str) -> Path:
+    """The path, or where there is none the directory in runs/ of the run so named."""
+    from manyhands.config import home
+
+    path = Path(where).expanduser()
+    by_name = home() / "runs" / where
+    return by_name if not path.exists() and re.fullmatch(_RUN, where) and by_name.is_dir() else path
+
+
+def no_run_at(where: str) -> str:
+    """What is said of a path or name that is nothing here."""
+    from manyhands.config import did_you_mean, home
+
+    runs = home() / "runs"
+    known = [run.name for run in runs.iterdir() if run.is_dir()] if runs.is_dir() else []
+    return f"there is no directory {where!r}, and no run of that name in {runs}.{did_you_mean(where, known)}"
 
 
 def training_of(resume: str) -> Path | None:
@@ -143,7 +175,7 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
         return directory
     if start.resume not in (None, "latest"):
         if not Path(start.resume).expanduser().exists():
-            raise click.UsageError(f"--resume {start.resume}: there is no such file or directory")
+            raise click.UsageError(f"--resume: {no_run_at(start.resume)}")
         found = training_of(start.resume)
         if found is not None:
             return found

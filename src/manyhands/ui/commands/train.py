@@ -71,7 +71,7 @@ class _Composition:
 @click.option(
     "--resume",
     metavar="DIR",
-    help="Go on from a checkpoint, a training's directory, or `latest`, this one's own.",
+    help="Go on from a checkpoint, a training's directory or name, or `latest`, this one's own.",
 )
 @click.option(
     "--directory",
