@@ -30,7 +30,7 @@ def tell(kind, **fields):
 tell("started", step=0, steps=9999, samples=100, parameters=10, device="cpu", processes=1, threads=1)
 for step in range(1, 9999):
     tell("step", step=step, steps=9999, loss=1 / step, learning_rate=0.1, gradient_norm=None, tokens_per_s=1.0,
-         mfu=None, memory_bytes=1, left_s=1.0, skipped=0)
+         unit="rows", mfu=None, memory_bytes=1, left_s=1.0, skipped=0)
     time.sleep(0.1)
 """
 

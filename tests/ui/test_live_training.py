@@ -17,6 +17,7 @@ STEP = {
     "learning_rate": 0.0003,
     "gradient_norm": 1.2345,
     "tokens_per_s": 1234.5,
+    "unit": "tokens",
     "mfu": None,
     "memory_bytes": 3 << 20,
     "left_s": 75.0,

@@ -37,6 +37,7 @@ class Report:
     total_steps: int
     samples_per_step: int
     tokens_per_step: int
+    unit: str  # the task's name of what is counted as tokens
     flops_per_step: int | None  # of the whole training step on all devices; None where it is not counted
     checkpoints: str  # where they are, for messages
     tokens: int = 0
@@ -94,6 +95,7 @@ class Report:
             learning_rate=rate,
             gradient_norm=norms[-1] if not last.skipped else None,
             tokens_per_s=round(steps * self.tokens_per_step / elapsed, 1),
+            unit=self.unit,
             mfu=self._mfu(steps, elapsed),
             memory_bytes=memory_bytes(self.world.device),
             left_s=round((self.total_steps - number) * elapsed / steps, 1),

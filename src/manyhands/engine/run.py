@@ -63,6 +63,7 @@ class TrainResult:
     tokens: int  # of all processes, without what an earlier start did
     seconds: float  # of training, without preparation and evaluation
     tokens_per_s: float
+    unit: str  # the task's name of what is counted as tokens: pixels, positions, samples, ...
 
 
 def train(
@@ -214,6 +215,7 @@ class _Run:
             total_steps=self.total_steps,
             samples_per_step=self.plan.local.batch_size,
             tokens_per_step=self.plan.local.batch_size * self.task.tokens_per_sample(),
+            unit=self.task.unit,
             flops_per_step=self.flops,
             checkpoints=str(self.directory / "checkpoints"),
         )
@@ -262,6 +264,7 @@ class _Run:
             tokens=report.tokens,
             seconds=report.seconds,
             tokens_per_s=report.tokens / report.seconds if report.seconds else 0.0,
+            unit=self.task.unit,
         )
         self.emit(
             "finished",

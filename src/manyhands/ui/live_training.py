@@ -151,7 +151,7 @@ def _figures_of(step: Mapping[str, Any]) -> dict[str, str]:
         "loss": human_loss(step["loss"]),
         "learning rate": f"{step['learning_rate']:.3g}",
         "gradient norm": None if step["gradient_norm"] is None else f"{step['gradient_norm']:.3g}",
-        "tokens/s": human_rate(step["tokens_per_s"]),
+        f"{step['unit']}/s": human_rate(step["tokens_per_s"]),
         "MFU": None if step["mfu"] is None else f"{step['mfu']:.1%}",
         "memory": human_bytes(step["memory_bytes"]),
         "skipped": str(step["skipped"]) if step["skipped"] else None,

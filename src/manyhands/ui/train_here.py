@@ -186,7 +186,7 @@ class Here:
 def _print(result: TrainResult) -> None:
     click.echo(
         f"validation loss {result.validation_loss_before:.4f} -> {result.validation_loss_after:.4f} in "
-        f"{result.steps} steps, {result.tokens_per_s:,.0f} tokens/s"
+        f"{result.steps} steps, {result.tokens_per_s:,.0f} {result.unit}/s"
     )
     click.echo(f"checkpoint {result.checkpoint}")
 
