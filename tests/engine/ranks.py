@@ -39,6 +39,9 @@ PARALLEL = {
     "bf16_ddp": Parallel(),
     "bf16_fsdp": Parallel(strategy="fsdp"),
     "product": Parallel(tensor_parallelism=2),
+    "qwen3_single": Parallel(),
+    "qwen3_tensor": Parallel(tensor_parallelism=2),
+    "qwen3_product": Parallel(tensor_parallelism=2),
     "grids_single": Parallel(),
     "grids_ddp": Parallel(),
     "grids_tensor": Parallel(tensor_parallelism=2),
@@ -69,7 +72,7 @@ def spoiling(right: Callable[..., Any], rank: int) -> Callable[..., Any]:
 
 def train(directory: Path, rank: int, size: int, mode: str) -> None:
     kind = mode.partition("_")[0]
-    plan = load_plan(directory / (f"{kind}.yaml" if kind in ("grids", "muon") else "plan.yaml"))
+    plan = load_plan(directory / (f"{kind}.yaml" if kind in ("grids", "muon", "qwen3") else "plan.yaml"))
     place = Place()
     if size > 1:
         here = directory / f"meeting-{mode}"

@@ -18,7 +18,7 @@ from manyhands.plan.resolve import dump_plan, resolve
 from manyhands.plan.schema import InnerOptimizer
 
 RANKS = Path(__file__).with_name("ranks.py")
-ALONE = ("single", "accumulated", "grids_single", "muon_single", "bf16_single")
+ALONE = ("single", "accumulated", "grids_single", "muon_single", "bf16_single", "qwen3_single")
 TOGETHER = (
     "ddp",
     "ddp_accumulated",
@@ -31,6 +31,7 @@ TOGETHER = (
     "wrong_data",
     "grids_ddp",
     "grids_tensor",
+    "qwen3_tensor",
     "muon_ddp",
     "muon_fsdp",
     "bf16_ddp",
@@ -68,6 +69,8 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     (directory / "plan.yaml").write_text(dump_plan(plan))
     muon = plan.local.model_copy(update={"optimizer": InnerOptimizer(name="muon", lr=1e-2)})
     (directory / "muon.yaml").write_text(dump_plan(plan.model_copy(update={"local": muon})))
+    qwen3 = plan.task.model_copy(update={"model_type": "qwen3", "model": {**plan.task.model, "head_dim": 8}})
+    (directory / "qwen3.yaml").write_text(dump_plan(plan.model_copy(update={"task": qwen3})))
     grids = {
         "task": {
             "name": "grids",
@@ -151,11 +154,15 @@ def test_so_are_those_of_muon_and_of_pure_bf16(golden: dict[str, Any], mode: str
 def test_data_ranks_times_tensor_ranks(golden: dict[str, Any]) -> None:
     """By four processes. Data ranks shard then, whatever the strategy: DDP knows no tensors that are divided."""
     directory = golden["single"]["directory"].parent
-    _run(directory, 4, ("product",))
-    product = json.loads((directory / "product.json").read_text())
-    assert difference(product, golden["single"]) <= 1e-4
+    _run(directory, 4, ("product", "qwen3_product"))
+    for mode, single in (("product", "single"), ("qwen3_product", "qwen3_single")):
+        assert difference(json.loads((directory / f"{mode}.json").read_text()), golden[single]) <= 1e-4
     middle = checkpoints(directory / "product" / "checkpoints")[0]
     assert len(list((middle / "state").iterdir())) == 4
+
+
+def test_norms_of_divided_heads_learn_from_all_heads(golden: dict[str, Any]) -> None:
+    assert difference(golden["qwen3_tensor"], golden["qwen3_single"]) <= 1e-4
 
 
 @pytest.mark.parametrize(("mode", "tolerance"), [("grids_ddp", 1e-5), ("grids_tensor", 1e-4)])

@@ -15,9 +15,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from manyhands.engine.parallel import parallelize
+from manyhands.engine.parallel import blocks_of, parallelize
 from manyhands.engine.settings import EngineSettings, Parallel
 from manyhands.engine.world import DATA, TENSOR, World
+from manyhands.errors import PlanError
 
 
 class Block(torch.nn.Module):
@@ -119,3 +120,53 @@ def test_a_device_never_holds_more_than_its_part_and_a_block(world_of: Any, data
         assert all(p.device.type == "cuda" for p in model.parameters())
         # The embedding is half of the model, and the largest that is moved at once.
         assert torch.cuda.max_memory_allocated() < 0.75 * whole
+
+
+class Told(torch.nn.Module):
+    """A model that says how it is divided."""
+
+    def __init__(self, plan: dict[str, str], heads: int = 4) -> None:
+        super().__init__()
+        self.tp_plan, self.heads = plan, heads
+        self.up = torch.nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor", "words"),
+    [
+        (Told({"up": "colwise"}), 3, r"=3 does not divide the 4 heads of this Told: choose 1, 2 or 4"),
+        (Told({"up": "mla_kv_a_proj"}), 2, r"says that up is divided as 'mla_kv_a_proj', which is not known here"),
+        (Told({"base.up": "colwise"}), 2, r"has no matrix of those that its tp_plan names; with an adapter"),
+        (Told({}), 2, r"does not say how it is divided \(no tp_plan\); use llama or qwen3"),
+        (Told({"up": "colwise"}, heads=16), 16, r"=16 does not divide the 8 features of up"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_divided_is_refused(world_of: Any, model: Told, tensor: int, words: str) -> None:
+    with world_of(1, tensor) as world, pytest.raises(PlanError, match=words):
+        parallelize(model, world, EngineSettings())
+
+
+def test_blocks_are_the_outermost_lists() -> None:
+    linear = torch.nn.Linear
+
+    class Experts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = torch.nn.ModuleList(linear(2, 2) for _ in range(8))
+
+    layers = [Experts() for _ in range(4)]
+    one = torch.nn.ModuleDict(
+        {"layers": torch.nn.ModuleList(layers), "head": torch.nn.Sequential(linear(2, 2))}
+    )
+    assert blocks_of(one) == layers
+    assert len(blocks_of(torch.nn.ModuleDict({"all": torch.nn.Sequential(*layers)}))) == 4
+    stages = [torch.nn.ModuleList(layers[:2]), torch.nn.ModuleList(layers[2:])]
+    assert blocks_of(torch.nn.ModuleDict({"stages": torch.nn.ModuleList(stages)})) == layers
+    assert blocks_of(torch.nn.Sequential(*layers)) == layers
+    assert blocks_of(torch.nn.Sequential(linear(2, 2), torch.nn.ReLU())) == []
+
+
+def test_activations_are_not_said_to_be_computed_twice_where_they_are_not() -> None:
+    settings = EngineSettings(parallel=Parallel(activation_checkpointing=True))
+    with pytest.raises(PlanError, match="this model has no repeated blocks"):
+        parallelize(torch.nn.Linear(2, 2), World(), settings)

@@ -1,9 +1,9 @@
 """A model on many devices: tensor parallel, activation checkpointing, compiling, then FSDP2 or DDP around it.
 
 All of it is torch's own (DTensor, fully_shard, DistributedDataParallel); what is here decides where each is applied,
-from the model alone, so that a task need not know. A model's repeated blocks are found as its longest ModuleList. How
+from the model alone, so that a task need not know. A model's repeated blocks are the members of its longest list. How
 its matrices are divided among tensor ranks it says itself, as `tp_plan`: module name with * for any number, and
-colwise, rowwise or colwise_gather_output, the form of `transformers`.
+colwise, rowwise, colwise_gather_output or replicated_with_grad_allreduce, the form of `transformers`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
     RowwiseParallel,
+    SequenceParallel,
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
@@ -79,6 +81,11 @@ def parallelize(model: torch.nn.Module, world: World, settings: EngineSettings) 
         model.to(world.device)
     blocks = blocks_of(model)
     if settings.parallel.activation_checkpointing:
+        if not blocks:
+            raise PlanError(
+                "parallel.activation_checkpointing: this model has no repeated blocks, which are the members of a "
+                "torch.nn.ModuleList, or of a torch.nn.Sequential of one class; leave it out"
+            )
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if settings.exec.compile != "off":
@@ -100,10 +107,30 @@ def parallelize(model: torch.nn.Module, world: World, settings: EngineSettings) 
 
 
 def blocks_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The model's repeated blocks: the members of its longest ModuleList, and of others that are as long."""
-    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    """The model's repeated blocks: the members of its longest outermost list, and of others that are as long.
+
+    A list is a ModuleList, or a Sequential of members of one class. What lies within a block, as experts do, is its.
+    """
+    lists = [list(found.children()) for found in _outermost_lists(model)]
     longest = max(map(len, lists), default=0)
     return [block for blocks in lists if len(blocks) == longest for block in blocks]
+
+
+def _outermost_lists(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    if _is_list(module):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost_lists(child)
+
+
+def _is_list(module: torch.nn.Module) -> bool:
+    members = list(module.children())
+    if isinstance(module, torch.nn.Sequential):
+        return len(members) > 1 and len({type(member) for member in members}) == 1
+    return isinstance(module, torch.nn.ModuleList) and not any(
+        isinstance(member, torch.nn.ModuleList) for member in members
+    )
 
 
 def _shard(
@@ -135,24 +162,60 @@ def _divide_matrices(model: torch.nn.Module, world: World) -> None:
     tied = _tied_output(model)
     styles: dict[str, ParallelStyle] = {}
     for name, module in model.named_modules():
-        style = _style(plan, name)
-        if style is not None and isinstance(module, torch.nn.Linear) and module is not tied:
+        style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name)) or plan.get(name)
+        if style is None:
+            continue
+        if style == _OF_HEADS:
+            styles[name] = _OfLocalHeads()
+        elif style in _STYLES and isinstance(module, torch.nn.Linear) and module is not tied:
             _check_width(name, module, style, world.tensor_size)
             styles[name] = _STYLES[style]()
+        elif style not in _STYLES and style not in _WHOLE:
+            raise PlanError(
+                f"parallel.tensor_parallelism={world.tensor_size}: the model {kind!r} says that {name} is divided as "
+                f"{style!r}, which is not known here; use llama or qwen3, or tensor_parallelism=1"
+            )
+    if not styles:
+        raise PlanError(
+            f"parallel.tensor_parallelism={world.tensor_size}: this {kind!r} has no matrix of those that its tp_plan "
+            "names; with an adapter (task.adapter) let the processes share the data (tensor_parallelism=1)"
+        )
     parallelize_module(model, world.mesh[TENSOR], styles)
 
 
+_OF_HEADS: Final = "replicated_with_grad_allreduce"
 _STYLES: Final[Mapping[str, Any]] = {
     "colwise": ColwiseParallel,
     "rowwise": RowwiseParallel,
     "colwise_gather_output": partial(ColwiseParallel, output_layouts=Replicate()),
 }
+_WHOLE: Final = frozenset({
+    "replicate", "embedding_rowwise", "embedding_colwise", "rowwise_split_input",
+    "packed_colwise", "packed_rowwise", "moe_tp_experts",
+})  # fmt: skip
+"""What may as well stay whole on every tensor rank, since what goes into it is whole there: of these the experts."""
 
 
-def _style(plan: Mapping[str, str], name: str) -> str | None:
-    pattern = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-    style = plan.get(pattern) or plan.get(name)
-    return style if style in _STYLES else None  # embeddings and norms: whole everywhere
+class _OfLocalHeads(SequenceParallel):
+    """A norm of queries or keys: each rank applies the whole of it to its own heads; its gradient sums over all.
+
+    To the norm, whatever comes before the last dimension is a batch; so the heads count as divided along the first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sequence_dim=0, use_local_output=True)
+
+    def _apply(self, module: torch.nn.Module, device_mesh: DeviceMesh) -> torch.nn.Module:
+        divided = super()._apply(module, device_mesh)
+        for parameter in divided.parameters():
+            parameter.register_post_accumulate_grad_hook(_sum_over_ranks)  # type: ignore[no-untyped-call]
+        return divided
+
+
+def _sum_over_ranks(parameter: torch.Tensor) -> None:
+    """The gradient itself, where each rank has only its own part of the sum. FSDP does so by itself."""
+    if isinstance(parameter.grad, DTensor):
+        parameter.grad = parameter.grad.redistribute(placements=[Replicate()])
 
 
 def _check_heads(model: torch.nn.Module, size: int, kind: str) -> None:
