@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 import torch
 
-from manyhands.engine.launch import choose_devices
+from manyhands.engine.launch import Nodes, choose_devices, launch
 from manyhands.errors import WorkerError
 
 
@@ -24,3 +25,17 @@ def test_a_device_that_is_not_there_or_twice_is_refused(
     with pytest.raises(WorkerError, match=r"there is no device -?\d for a process of its own"):
         choose_devices(indexes)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
+
+
+def test_machines_that_do_not_come_and_a_port_that_is_taken_are_told() -> None:
+    def started(rank: int, port: int) -> str:
+        nodes = Nodes(count=2, rank=rank, address="127.0.0.1", port=port, wait_s=1)
+        with pytest.raises(WorkerError) as error:
+            launch(["-c", "pass"], 1, restarts=0, again=(), tell=print, among=nodes)
+        return str(error.value)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} at 127.0.0.1 cannot be opened (Address already in use" in started(0, port)
+    assert f"machine 1 of 2 found nobody at 127.0.0.1:{port} within 1 s" in started(1, port)
+    assert "machine 0 of 2: not all machines came within 1 s" in started(0, port)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_who_is_missing_is_named(tmp_path: Path) -> None:
         assert isinstance(error, WorkerError)
         assert "rank 1, 3 of 4 did not come within 3 s" in str(error) or "lost" in str(error)
     assert "rank 1, 3" in str(first)
-    with pytest.raises(WorkerError, match=r"rank 1 of 2 found no rank 0 in .*nowhere"):
+    with pytest.raises(WorkerError, match=r"rank 1 of 2 found no rank 0 in .*nowhere within 0\.3 s"):
         meet(tmp_path / "nowhere", 1, 2, wait_s=0.3)
 
 
@@ -89,6 +90,17 @@ def test_so_are_those_that_meet_at_an_address(tmp_path: Path) -> None:
 def test_the_same_rank_twice_is_refused(tmp_path: Path) -> None:
     came = together(tmp_path, [(0, 3), (1, 3), (1, 3)], wait_s=3)
     assert sum("started twice" in str(each) for each in came) == 1
+
+
+def test_a_rank_0_that_does_not_come_to_its_address_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(
+        WorkerError, match=rf"rank 1 of 2 found nobody at 127.0.0.1:{port} within 1 s .*start rank 0"
+    ):
+        meet(tmp_path, 1, 2, wait_s=1, address="127.0.0.1", port=port)
+    assert time.monotonic() - began < 3
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,8 +33,10 @@ TORCHRUN = (str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node",
 class Training:
     """`manyhands train` in the background, with its events."""
 
-    def __init__(self, directory: Path, *words: str, command: Sequence[str] = MANYHANDS) -> None:
-        self.directory = directory / "run"
+    def __init__(
+        self, directory: Path, *words: str, command: Sequence[str] = MANYHANDS, run: str = "run"
+    ) -> None:
+        self.directory = directory / run
         self.process = subprocess.Popen(
             [*command, "train", *SMALL, *words, "--directory", str(self.directory)],
             cwd=directory, env={**os.environ, "MANYHANDS_HOME": str(directory / "home")},
@@ -163,6 +166,18 @@ def test_processes_started_by_hand_meet_and_differing_ones_are_told(start: Calla
         text = rank.text()
         assert rank.process.returncode == 3, text
         assert "the processes of this training differ in their engine's settings" in text
+
+
+def test_parts_of_a_model_are_not_saved_in_directories_of_their_own(start: Callable[..., Training]) -> None:
+    """As on machines that share none. It is seen before the first step."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = ("master_addr=127.0.0.1", f"master_port={free.getsockname()[1]}", "nodes=2", "processes=1")
+    ranks = [start(f"node_rank={rank}", *meeting, "parallel=fsdp", run=f"machine-{rank}") for rank in (0, 1)]
+    for rank in ranks:
+        text = rank.text()
+        assert rank.process.returncode == 3, text
+        assert "not all see rank 0's" in text
+        assert not any(event["kind"] == "started" for event in rank.events())
 
 
 def test_what_is_there_is_neither_overwritten_nor_taken_for_another(

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,13 +42,14 @@ from torch.distributed.tensor import DTensor
 from manyhands.engine.checkpoint_names import RUN, TRAINING, name_of, number_of, numbered
 from manyhands.engine.optimizer import create_state
 from manyhands.engine.world import ALONE, World
-from manyhands.errors import Refused, StorageError
+from manyhands.errors import PlanError, Refused, StorageError
 from manyhands.storage.durable import sync, write_whole
 from manyhands.tasks.protocol import Task
 
 VERSION = 2
 LATEST = "latest"
 ASIDE = "aside"
+_APPEARS_S = 15.0
 RECORD, STATE = "training.json", "state"
 
 _PARTIAL = re.compile(r"^\.(step|round)-\d{8,}\.partial-\d+$")
@@ -97,6 +99,29 @@ class Saver:
         self._asynchronous = asynchronous
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None
+
+    def check_place(self, training: Training) -> None:
+        """Raises PlanError on every rank where the parts of a sharded model would go to directories of their own."""
+        world = training.world
+        if not any(isinstance(parameter, DTensor) for parameter in training.model.parameters()):
+            return
+        mark = self._directory / f".all-see-{world.told(os.getpid())}"
+        if world.leads:
+            try:
+                _make_room(self._directory)
+                mark.touch()
+            except OSError as error:
+                raise _not_written(mark, error) from error
+        world.barrier()
+        blind = world.any(not _appears(mark))
+        if world.leads:
+            mark.unlink(missing_ok=True)
+        if blind:
+            raise PlanError(
+                f"a model that is divided among processes is saved by all of them into one directory, and not all "
+                f"see rank 0's {self._directory}: give a --directory that all machines share, or train with "
+                "parallel.strategy=ddp"
+            )
 
     def save(self, training: Training, cursor: Cursor) -> Path:
         """Take the checkpoint of `cursor.step` and write it, then remove all but the newest `keep`.
@@ -249,6 +274,16 @@ def _write_aside(
     except (OSError, SafetensorError) as error:  # a full disk meets the one or the other
         shutil.rmtree(aside, ignore_errors=True)
         raise _not_written(directory / name, error) from error
+
+
+def _appears(file: Path) -> bool:
+    """Whether it is there, or comes to be: another machine's file takes a while on some network file systems."""
+    end = time.monotonic() + _APPEARS_S
+    while not file.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _not_written(path: Path, error: Exception) -> StorageError:

@@ -16,10 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from manyhands.engine.rendezvous import check_free, wait_for_answer
 from manyhands.errors import Interrupted, RankLost, WorkerError
 
 _CRASH = 1  # the exit code of what nobody expected; higher ones are of our own errors (errors.py)
@@ -62,6 +65,14 @@ def launch(
             return 0
         except SignalException as error:
             raise Interrupted(f"{signal.Signals(error.sigval).name}: the processes were ended") from None
+        except (DistError, RendezvousError) as error:
+            if among is None:
+                raise
+            raise WorkerError(
+                f"machine {among.rank} of {among.count}: not all machines came within {among.wait_s} s "
+                f"({str(error).splitlines()[0]}): start each with its own node_rank=0 to {among.count - 1}, lower "
+                "nodes, or raise exec.wait_for_ranks_s"
+            ) from None
         except ChildFailedError as error:
             rank, failure = _first(error.failures)
             if failure.exitcode > _CRASH:
@@ -97,6 +108,11 @@ def choose_devices(indexes: Sequence[int]) -> None:
 
 
 def _run(command: list[str], processes: int, among: Nodes | None) -> None:
+    if among is not None and among.rank == 0:
+        check_free(among.address, among.port)
+    elif among is not None:
+        who = f"machine {among.rank} of {among.count}"
+        wait_for_answer(among.address, among.port, among.wait_s, who, "the one with node_rank=0")
     config = LaunchConfig(
         min_nodes=1 if among is None else among.count,
         max_nodes=1 if among is None else among.count,

@@ -53,11 +53,11 @@ def meet(
     """
     end = time.monotonic() + wait_s
     if address is not None and port is not None:
-        store: Store = _given(rank, world_size, address, port, end)
+        store: Store = _given(rank, world_size, address, port, wait_s)
     elif rank == 0:
         store = _open(directory, address or _own_address())
     else:
-        store = _find(directory, rank, world_size, end)
+        store = _find(directory, rank, world_size, end, wait_s)
     try:
         _check_size(store, rank, world_size)
         _wait_for_all(store, rank, world_size, end, wait_s)
@@ -69,19 +69,43 @@ def meet(
     return store
 
 
-def _given(rank: int, world_size: int, address: str, port: int, end: float) -> TCPStore:
+def _given(rank: int, world_size: int, address: str, port: int, wait_s: float) -> TCPStore:
+    if rank:
+        wait_for_answer(address, port, wait_s, f"rank {rank} of {world_size}", "rank 0")
     try:
-        return _store(address, port, master=rank == 0, wait_s=max(_ANSWER_S, end - time.monotonic()))
+        return _store(address, port, master=rank == 0, wait_s=max(_ANSWER_S, wait_s))
     except DistNetworkError as error:
-        if rank == 0:
-            raise WorkerError(
-                f"port {port} at {address} cannot be opened ({_first_line(error)}): choose another master_port, or "
-                "leave it out"
-            ) from None
-        raise WorkerError(
-            f"rank {rank} of {world_size} found nobody at {address}:{port}: start rank 0 there with the same "
-            "master_addr and master_port"
-        ) from None
+        raise WorkerError(_not_opened(address, port, _first_line(error))) from None
+
+
+def wait_for_answer(address: str, port: int, wait_s: float, who: str, whom: str) -> None:
+    """Until `whom`, for whom `who` waits, answers there. Raises WorkerError after `wait_s`."""
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=_ANSWER_S):
+                return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise WorkerError(
+                    f"{who} found nobody at {address}:{port} within {wait_s:g} s ({error.strerror or error}): start "
+                    f"{whom} there with the same master_addr and master_port, or raise exec.wait_for_ranks_s"
+                ) from None
+        time.sleep(_LOOK_EVERY_S)
+
+
+def check_free(address: str, port: int) -> None:
+    """Raises WorkerError for a port that cannot be opened here."""
+    try:
+        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server(("", port), family=family):
+            pass
+    except OSError as error:
+        raise WorkerError(_not_opened(address, port, str(error.strerror or error))) from None
+
+
+def _not_opened(address: str, port: int, why: str) -> str:
+    return f"port {port} at {address} cannot be opened ({why}): choose another master_port, or leave it out"
 
 
 def _open(directory: Path, address: str) -> Store:
@@ -101,7 +125,7 @@ def _open(directory: Path, address: str) -> Store:
     return store
 
 
-def _find(directory: Path, rank: int, world_size: int, end: float) -> Store:
+def _find(directory: Path, rank: int, world_size: int, end: float, wait_s: float) -> Store:
     while True:
         found = _read(directory)
         store = None if found is None else _reached(found)
@@ -109,8 +133,8 @@ def _find(directory: Path, rank: int, world_size: int, end: float) -> Store:
             return store
         if time.monotonic() > end:
             raise WorkerError(
-                f"rank {rank} of {world_size} found no rank 0 in {directory}: start it with the same run, or raise "
-                "exec.wait_for_ranks_s"
+                f"rank {rank} of {world_size} found no rank 0 in {directory} within {wait_s:g} s: start it with the "
+                "same run, or raise exec.wait_for_ranks_s"
             )
         time.sleep(_LOOK_EVERY_S)
 

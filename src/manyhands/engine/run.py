@@ -189,6 +189,7 @@ class _Run:
             keep=self.settings.checkpoints.keep,
             asynchronous=self.settings.checkpoints.asynchronous,
         )
+        self.saver.check_place(self.training)
 
     def start(self) -> None:
         """From the first weights, which are evaluated, or from a checkpoint."""
