@@ -86,11 +86,14 @@ def train(directory: Path, rank: int, size: int, mode: str) -> None:
     losses: list[float] = []
     metrics: list[dict[str, float]] = []
     skipped: list[int] = []
+    warned: list[str] = []
 
     def saw(event: Event) -> None:
         if event["kind"] == "step":
             losses.append(event["loss"])
             skipped.append(event["skipped"])
+        if event["kind"] == "warning":
+            warned.append(event["text"])
         if event["kind"] == "evaluation":
             metrics.append(event["metrics"])
 
@@ -123,6 +126,7 @@ def train(directory: Path, rank: int, size: int, mode: str) -> None:
             "losses": losses,
             "metrics": metrics,
             "skipped": skipped,
+            "warned": warned,
             "before": result.validation_loss_before,
             "after": result.validation_loss_after,
         }

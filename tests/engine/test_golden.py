@@ -215,6 +215,9 @@ def test_two_processes_go_on_from_what_one_has_saved(golden: dict[str, Any], mod
 def test_all_ranks_leave_out_a_step_that_is_not_finite_on_one(golden: dict[str, Any]) -> None:
     spoilt = golden["ddp_one_nan"]
     assert spoilt["skipped"] == [0, 0, 0] + [1] * (STEPS - 3)
+    assert spoilt["warned"] == [
+        "left out, since the loss or gradient is not finite: step 3 (samples 24 to 31 in the plan's order)"
+    ]
     assert spoilt["losses"][:3] == golden["ddp"]["losses"][:3]
     assert spoilt["losses"][-1] < 0.8 * spoilt["losses"][0], "the ranks have gone on alike"
 

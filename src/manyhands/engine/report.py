@@ -81,6 +81,7 @@ class Report:
         if done:
             self.loss = math.fsum(losses[i] for i in done) / len(done)
         self.skipped += steps - len(done)
+        self._tell_skipped([number for number, step, _ in self._unread if step.skipped])
         self._in_a_row = 0 if done else self._in_a_row + steps
         if self._in_a_row >= _SKIPPED_AT_MOST:
             raise WorkerError(
@@ -114,11 +115,20 @@ class Report:
     def _check(self, what: str, value: float | None, number: int) -> None:
         if value is None or math.isfinite(value):
             return
-        first = (number - 1) * self.samples_per_step
         raise WorkerError(
-            f"the {what} is {value} at step {number - 1} (samples {first} to {first + self.samples_per_step - 1} in "
-            "the plan's order): lower local.optimizer.lr, look at that data, or leave such steps out with "
-            f"exec.on_nonfinite=skip; the newest checkpoint is in {self.checkpoints}"
+            f"the {what} is {value} at {self._batch(number)}: lower local.optimizer.lr, look at that data, or leave "
+            f"such steps out with exec.on_nonfinite=skip; the newest checkpoint is in {self.checkpoints}"
+        )
+
+    def _tell_skipped(self, numbers: list[int]) -> None:
+        if numbers:
+            batches = ", ".join(map(self._batch, numbers))
+            self.emit("warning", text=f"left out, since the loss or gradient is not finite: {batches}")
+
+    def _batch(self, number: int) -> str:
+        first = (number - 1) * self.samples_per_step
+        return (
+            f"step {number - 1} (samples {first} to {first + self.samples_per_step - 1} in the plan's order)"
         )
 
 
