@@ -34,7 +34,7 @@ def test_validation_may_have_its_own_file(tmp_path: Path) -> None:
     )
     parts = read_token_files(source, 100, 8)
     assert [part.tolist() for part in parts] == [list(range(50)), list(range(20))]
-    assert np.concatenate(list(in_chunks(parts[0]))).tolist() == list(range(50))
+    assert np.concatenate(list(in_chunks(parts[0], 50, "a.bin"))).tolist() == list(range(50))
 
 
 def test_what_is_no_token_file_is_refused(tmp_path: Path) -> None:

@@ -70,10 +70,20 @@ def open_token_file(path: Path, vocabulary_size: int) -> Integers:
     return np.memmap(path, dtype="<u2", mode="r") if size else np.empty(0, np.uint16)
 
 
-def in_chunks(tokens: Integers) -> Iterator[Integers]:
-    """A long array in pieces that fit into memory."""
+def in_chunks(tokens: Integers, vocabulary_size: int, file: str, first: int = 0) -> Iterator[Integers]:
+    """A long array in pieces that fit into memory: the tokens of `file` from number `first` on.
+
+    Raises DataError for one that is not in the vocabulary.
+    """
     for start in range(0, len(tokens), _CHUNK_TOKENS):
-        yield tokens[start : start + _CHUNK_TOKENS]
+        chunk = tokens[start : start + _CHUNK_TOKENS]
+        if chunk.min() < 0 or chunk.max() >= vocabulary_size:
+            place = int(np.argmax((chunk < 0) | (chunk >= vocabulary_size)))
+            raise DataError(
+                f"token file {file}: token {first + start + place} is {chunk[place]}, and the vocabulary has "
+                f"{vocabulary_size}: name the tokenizer that it was made with (task.tokenizer), or write it again"
+            )
+        yield chunk
 
 
 def _numpy_file(path: Path) -> Integers:

@@ -81,10 +81,13 @@ def test_token_files_keep_their_ids(plan_for: MakePlan, tmp_path: Path) -> None:
 
 
 def test_ids_outside_the_tokenizer_are_refused(plan_for: MakePlan, tmp_path: Path) -> None:
-    np.save(tmp_path / "train.npy", np.full(2000, 257))
-    source = TextSource(kind="tokens", path=str(tmp_path / "train.npy"))
+    """The file is named, and which token: here one of those at its end, which are for validation."""
+    ids = np.full(2000, 5)
+    ids[1990:] = 257
+    np.save(tmp_path / "all.npy", ids)
+    source = TextSource(kind="tokens", path=str(tmp_path / "all.npy"))
     with pytest.raises(
-        DataError, match=r"train\.tokens: token ids 257\.\.257 do not lie within a vocabulary of 257"
+        DataError, match=r"all\.npy: token 1990 is 257, and the vocabulary has 257: name the tokenizer"
     ):
         prepared(plan_for(tokenizer=Tokenizer(kind="byte"), text=source), tmp_path / "out")
 
@@ -94,6 +97,7 @@ def test_broken_files_are_in_the_record(plan_for: MakePlan, text_directory: Path
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "bad.txt").write_bytes(b"\xff\xff")
     source = TextSource(path=str(tmp_path), validation_share=0.2, on_broken="skip")
-    _, record = prepared(plan_for("byte", text=source), tmp_path / "out")
+    task, record = prepared(plan_for("byte", text=source), tmp_path / "out")
     assert record["broken"] == {"count": 1, "named": ["bad.txt"]}
+    assert task.warnings == ("left out as broken (task.text.on_broken=skip): 1, which are bad.txt",)
     assert open_tokens(tmp_path / "out" / "train.tokens").size == record["training"]["tokens"]

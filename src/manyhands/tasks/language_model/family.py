@@ -133,16 +133,34 @@ class LanguageModelFamily:
             validation=open_tokens(materials / VALIDATION_TOKENS),
             adapter=settings.adapter,
             base=_absolute(settings.weights),
+            warnings=_left_out(materials) if settings.text.on_broken == "skip" else (),
         )
 
 
 FAMILY = LanguageModelFamily()
+
+_NAMED = 5
+"""So many broken files are named in the warning; all are in the record."""
 
 
 def _settings(plan: Plan) -> LanguageModelTask:
     if not isinstance(plan.task, LanguageModelTask):
         raise PlanError(f"task.name is {plan.task.name!r}, and this is the family of language_model")
     return plan.task
+
+
+def _left_out(materials: Path) -> tuple[str, ...]:
+    """A sentence where files or documents were skipped."""
+    try:
+        broken = json.loads((materials / SPLIT).read_text(encoding="utf-8"))["broken"]
+        count, named = int(broken["count"]), [str(name) for name in broken["named"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    more = ", ..." if count > len(named[:_NAMED]) else ""
+    text = (
+        f"left out as broken (task.text.on_broken=skip): {count}, which are {', '.join(named[:_NAMED])}{more}"
+    )
+    return (text,) if count else ()
 
 
 def _configuration(materials: Path) -> dict[str, Any]:

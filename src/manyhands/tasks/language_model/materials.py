@@ -97,9 +97,18 @@ def _from_tokens(task: LanguageModelTask, directory: Path) -> tuple[RunTokenizer
     tokenizer = make_tokenizer(task.tokenizer, ())
     training, validation = read_token_files(task.text, tokenizer.size, task.block_size)
     record: dict[str, Any] = {}
-    for side, tokens in (("training", training), ("validation", validation)):
-        path = directory / FILES["training" if side == "training" else "validation"]
-        count = write_tokens(path, in_chunks(tokens), tokenizer.size)
+    ends = (
+        (task.text.path, len(training))
+        if task.text.validation_path is None
+        else (task.text.validation_path, 0)
+    )
+    sides: dict[Side, tuple[Any, str, int]] = {
+        "training": (training, task.text.path, 0),
+        "validation": (validation, *ends),
+    }
+    for side, (tokens, source, first) in sides.items():
+        path = directory / FILES[side]
+        count = write_tokens(path, in_chunks(tokens, tokenizer.size, source, first), tokenizer.size)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         record[side] = {"tokens": count, "sha256": digest}

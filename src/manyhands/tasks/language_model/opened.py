@@ -40,6 +40,7 @@ class LanguageModel:
     adapter: Adapter | None = None
     base: str | None = None  # where the frozen weights are, with an adapter
     unit: str = "tokens"
+    warnings: tuple[str, ...] = ()  # implements Warns too
     evaluation_sets: tuple[str, ...] = (VALIDATION,)
 
     def build_model(self) -> torch.nn.Module:
