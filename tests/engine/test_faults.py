@@ -31,6 +31,17 @@ def test_out_of_memory_says_what_to_lower(error: RuntimeError) -> None:
     assert "parallel.strategy=fsdp" in str(told)
 
 
+def test_a_parameter_without_a_gradient_names_the_setting() -> None:
+    """The words are torch's."""
+    error = RuntimeError(
+        "Expected to have finished reduction in the prior iteration before starting a new one. You can enable unused "
+        "parameter detection by passing the keyword argument `find_unused_parameters=True`"
+    )
+    told = in_words(error, TOGETHER)
+    assert isinstance(told, PlanError)
+    assert "set parallel.unused_parameters=true" in str(told)
+
+
 @pytest.mark.parametrize(
     "error",
     [

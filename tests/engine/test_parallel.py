@@ -166,6 +166,15 @@ def test_blocks_are_the_outermost_lists() -> None:
     assert blocks_of(torch.nn.Sequential(linear(2, 2), torch.nn.ReLU())) == []
 
 
+@pytest.mark.parametrize("looks", [False, True])
+def test_ddp_looks_for_parameters_without_a_gradient_when_asked(world_of: Any, looks: bool) -> None:
+    settings = EngineSettings(parallel=Parallel(unused_parameters=looks))
+    with world_of(2, 1) as world:
+        forward = parallelize(Model(), world, settings).forward
+        assert isinstance(forward, DistributedDataParallel)
+        assert forward.find_unused_parameters == looks
+
+
 def test_activations_are_not_said_to_be_computed_twice_where_they_are_not() -> None:
     settings = EngineSettings(parallel=Parallel(activation_checkpointing=True))
     with pytest.raises(PlanError, match="this model has no repeated blocks"):

@@ -9,7 +9,7 @@ import torch
 
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.world import Place, data_size_of, is_lost
-from manyhands.errors import PlanError, RankLost, Refused, WorkerError
+from manyhands.errors import ManyhandsError, PlanError, RankLost, Refused, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.tasks.registry import check_task
@@ -58,8 +58,9 @@ def _check_directory(plan: Plan, directory: Path, resume: Path | None) -> None:
         )
 
 
-def in_words(error: RuntimeError, place: Place, missing: Sequence[int] = ()) -> WorkerError | None:
-    """What to do, if torch ran out of memory or this process lost the others; None for anything else.
+def in_words(error: RuntimeError, place: Place, missing: Sequence[int] = ()) -> ManyhandsError | None:
+    """What to do, if torch ran out of memory, this process lost the others, or DDP met a parameter without a
+    gradient; None for anything else.
 
     missing: the ranks for which the others have waited in vain, if it is that.
     """
@@ -68,6 +69,11 @@ def in_words(error: RuntimeError, place: Place, missing: Sequence[int] = ()) -> 
         return WorkerError(
             f"out of memory ({text}): lower parallel.micro_batch_size, set parallel.activation_checkpointing=true or "
             "exec.precision=bf16, or divide the model among devices with parallel.strategy=fsdp"
+        )
+    if "find_unused_parameters" in str(error):
+        return PlanError(
+            "parameters of this model took no part in a step, and DDP waits for their gradients: set "
+            "parallel.unused_parameters=true, or give the model none that its loss does not need"
         )
     if missing:
         return RankLost(

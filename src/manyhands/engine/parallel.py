@@ -100,6 +100,7 @@ def parallelize(model: torch.nn.Module, world: World, settings: EngineSettings) 
             model,
             process_group=world.mesh[DATA].get_group(),
             gradient_as_bucket_view=True,
+            find_unused_parameters=settings.parallel.unused_parameters,
             bucket_cap_mb=_CPU_BUCKET_MB if world.device.type == "cpu" else None,
             **_FIXED_BUFFERS,
         )

@@ -32,6 +32,8 @@ class Parallel(Settings):
     micro_batch_size: Count | None = None
     """Samples of one forward pass on one process; null: all of its share of a step at once. Gradients of several
     are accumulated."""
+    unused_parameters: bool = False
+    """Let DDP look at every step for parameters that took no part in it; needed where a model has such."""
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them: less memory, a third
     more time."""
