@@ -135,6 +135,31 @@ def test_no_python(host: LoopbackHost) -> None:
     assert "server1 has no Python at /nowhere/python: install Python 3.11" in refusal(WorkerError)
 
 
+@pytest.mark.usefixtures("host")
+def test_what_is_written_to_a_command_that_has_ended_is_no_fault() -> None:
+    """It may end before its program is sent, as where there is no Python; how it ended is what counts."""
+
+    class Told:
+        def __init__(self) -> None:
+            self.ended = asyncio.Event()
+
+        def received(self, data: bytes) -> None: ...
+        def complained(self, data: bytes) -> None: ...
+        def may_write(self, may: bool) -> None: ...
+        def exited(self, code: int) -> None: ...
+        def closed(self, reason: str | None) -> None:
+            self.ended.set()
+
+    async def written() -> None:
+        told = Told()
+        async with connected(host_named("server1")) as connection:
+            channel = await connection.open("exit 3", told)
+            await asyncio.wait_for(told.ended.wait(), 10)
+            channel.write(b"a program")
+
+    asyncio.run(written())
+
+
 def test_a_directory_named_by_its_tilde(host: LoopbackHost) -> None:
     (host.home / "bin").mkdir(exist_ok=True)
     link = host.home / "bin" / "python"
@@ -153,13 +178,13 @@ def test_this_machine_needs_no_ssh(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_wsl_goes_through_wsl_exe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    host = Host(host_name="WSL", work_dir=str(tmp_path))
+    host = Host(host_name="WSL", user_name="user2", work_dir=str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(PlanError, match=r"no wsl\.exe \(it runs linux\): leave --host out"):
         probed(host)
     program = tmp_path / "wsl.exe"
     program.write_text(
-        '#!/bin/sh\ntouch "$(dirname "$0")/entered"\n'
+        '#!/bin/sh\ntouch "$(dirname "$0")/entered"\n[ "$1 $2" = "--user user2" ] || exit 8\nshift 2\n'
         'case "$1" in --exec) shift; exec "$@" ;; --) shift; exec sh -c "$*" ;; esac\nexit 9\n'
     )
     program.chmod(0o755)

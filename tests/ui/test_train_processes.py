@@ -98,8 +98,10 @@ def test_a_rank_that_is_killed_is_started_again_and_the_end_is_the_same(
     ranks[1].kill()
     text = training.text()
     assert training.process.returncode == 0, text
-    assert "rank 1 was killed by SIGKILL: starting again from the last checkpoint (1 of 2)" in text
+    told = "rank 1 was killed by SIGKILL: starting again from the last checkpoint (1 of 2)"
+    assert told in text
     events = training.events()
+    assert told in [e["text"] for e in events if e["kind"] == "warning"]
     resumed = [e["step"] for e in events if e["kind"] == "resumed"]
     assert len(resumed) == 1
     assert resumed[0] >= 20

@@ -262,7 +262,8 @@ class _SshChannel:
         self._channel = channel
 
     def write(self, data: bytes) -> None:
-        self._channel.write(data)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which the receiver is told
+            self._channel.write(data)
 
     def read_on(self, on: bool) -> None:
         (self._channel.resume_reading if on else self._channel.pause_reading)()
@@ -285,7 +286,8 @@ def _shell_of(host: Host) -> list[str]:
                 else f" (it runs {sys.platform}): leave --host out to train here"
             )
         )
-    return [program, "--exec", "sh", "-c"]  # not `--`: a shell would expand what is meant for sh
+    user = [] if host.user_name is None else ["--user", host.user_name]
+    return [program, *user, "--exec", "sh", "-c"]  # not `--`: a shell would expand what is meant for sh
 
 
 class _Shell:

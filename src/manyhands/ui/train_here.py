@@ -55,11 +55,19 @@ class Here:
             processes,
             restarts=self._configuration.settings.exec.restarts,
             again=["--resume", "latest"],
-            tell=lambda text: click.echo(text, err=True),
+            tell=self._tell,
             among=self._among(Nodes),
         )
         if code:
             raise click.exceptions.Exit(code)
+
+    def _tell(self, text: str) -> None:
+        """What the one says that starts the processes, none of which runs now; who follows the events hears of it."""
+        from manyhands.engine.events import Events
+
+        click.echo(text, err=True)
+        with Events(self._directory / "events.jsonl") as events:
+            events.emit("warning", text=text)
 
     def _among(self, nodes: type[Nodes]) -> Nodes | None:
         """This machine among those that start their processes for this training."""

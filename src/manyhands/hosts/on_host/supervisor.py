@@ -11,7 +11,8 @@ The export runs beside the training, one at a time, whenever a checkpoint has co
 that ended well or was asked to end. One that failed is told at once: its checkpoints get theirs when it goes on.
 
 Invariants: status.json is replaced whole, also on a full disk (room for it is kept). The training gets SIGTERM when
-this process dies, so nobody holds a GPU unseen. Whatever the training started is ended with it.
+this process dies, and is ended when its directory is gone, so nobody holds a GPU unseen. Whatever the training
+started is ended with it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ LAST_LINES = 30
 PR_SET_PDEATHSIG = 1
 CHECK_EVERY_S = 1.0
 SAVED_AND_ENDED = 130  # the exit code of a training that was asked to end
+GONE_AFTER = 3  # checks in a row
 ROOM = b" " * 65536
 
 
@@ -112,7 +114,7 @@ class Supervisor:
 
     def _listen(self, child: subprocess.Popen[bytes], output: int) -> None:
         """Until it closes its output, or has ended while something that it started holds it open."""
-        looked = time.monotonic()
+        looked, missed = time.monotonic(), 0
         while True:
             if select.select([output], [], [], CHECK_EVERY_S)[0]:
                 text = os.read(output, 65536)
@@ -121,9 +123,24 @@ class Supervisor:
                 self._keep(text)
             elif child.poll() is not None:
                 return
-            if self.status["phase"] == "training" and time.monotonic() - looked > CHECK_EVERY_S:
-                looked = time.monotonic()
+            if time.monotonic() - looked < CHECK_EVERY_S:
+                continue
+            looked = time.monotonic()
+            missed = missed + 1 if self._directory_is_gone() else 0
+            if missed == GONE_AFTER:
+                end_group(child)
+            if self.status["phase"] == "training":
                 self._export_new()
+
+    def _directory_is_gone(self) -> bool:
+        """Nobody could find what goes on in it, nor end it; a file system that only does not answer is not gone."""
+        try:
+            os.stat(self.directory)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def _export_new(self) -> None:
         """Start the export where a checkpoint has come; tell in the status when it has ended."""

@@ -140,6 +140,7 @@ class _Composition:
 @click.option(
     "--pieces", metavar="KPkp", help="Chess endgames with these pieces; with --shards, only a check."
 )
+@click.option("--syzygy", metavar="DIR", help="With --pieces: where their Syzygy tables are.")
 def train(
     overrides: tuple[str, ...],
     plan: str | None,
@@ -158,6 +159,7 @@ def train(
     upload_shards: Path | None,
     shards: str | None,
     pieces: str | None,
+    syzygy: str | None,
     **options: Any,
 ) -> None:
     """Train a plan's task: rounds.total * local.steps optimizer steps.
@@ -165,6 +167,7 @@ def train(
     KEY=VALUE sets anything of the plan and of the engine: manyhands train task=grids optimizer.lr=3e-4 processes=2.
     Started by hand or by torchrun: rank=0 world_size=4, or torchrun --nproc-per-node 4 -m manyhands train.
     """
+    from manyhands.ui.plans import quoted
     from manyhands.ui.train_here import Here, devices_of, sweep_here
 
     if plan is not None and config_name is not None:
@@ -173,6 +176,8 @@ def train(
         sweep_here(overrides)
         return
     given = [f"{key}={options[name]}" for name, key in SHORT.items() if options[name] is not None]
+    if syzygy is not None:
+        given.append(f"task.syzygy={quoted(syzygy)}")
     compose = _Composition(plan, config_name, config_dir, resume, pieces, directory if kept else None, given)
     if hosts and cfg is None:
         from manyhands.ui.train_there import There
