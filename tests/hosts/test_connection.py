@@ -148,6 +148,7 @@ def test_what_is_written_to_a_command_that_has_ended_is_no_fault() -> None:
         def may_write(self, may: bool) -> None: ...
         def exited(self, code: int) -> None: ...
         def closed(self, reason: str | None) -> None:
+            self.reason = reason
             self.ended.set()
 
     async def written() -> None:
