@@ -57,6 +57,26 @@ def test_the_code_of_a_task_of_ones_own_is_sent(
         inputs_of(configure(plan_file=plan).plan, ("other:FAMILY",))
 
 
+def test_so_is_what_lies_beside_it_and_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "mine.py": "import json, torch\ndef late():\n    from layers.norm import Norm\n",
+        "layers/__init__.py": "from .norm import Norm\nimport shapes as s\n",
+        "layers/norm.py": "import mine\n",
+        "layers/table.json": "{}",
+        "shapes.py": "this is no Python",
+        "other.py": "",
+        "data/rows.csv": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "plan.yaml").write_text("task: {name: custom, target: 'mine:FAMILY'}\n")
+    plan = configure(plan_file=tmp_path / "plan.yaml").plan
+    sent = {each.name for each in inputs_of(plan, ("mine:FAMILY",)).files}
+    modules = {"mine.py", "layers/__init__.py", "layers/norm.py", "layers/table.json", "shapes.py"}
+    assert sent == {f"code/{name}" for name in modules}
+
+
 def test_shards_of_this_machine_are_sent_once(host: LoopbackHost, begun: Begun, tmp_path: Path) -> None:
     shards = tmp_path / "KPkp"
     (shards / "training").mkdir(parents=True)

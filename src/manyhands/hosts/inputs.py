@@ -7,8 +7,10 @@ the task that they were made of only what its model needs is read, hence sent.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,25 +96,58 @@ def _files(path: Path) -> list[tuple[Path, str]]:
 
 
 def _code(target: str) -> list[Sent]:
-    """The module of a task, or the package that it is in; not what is installed, which the host has as well."""
+    """The module of a task, or the package that it is in, and those beside it that these import, and so on.
+
+    Not what is installed, which the host has as well.
+    """
     root = target.partition(":")[0].partition(".")[0]
+    place = _place_of(root, target)
+    files: dict[Path, None] = {}
+    waiting, seen = [root], {root}
+    while waiting:
+        for file in _files_of(waiting.pop(), place):
+            files[file] = None
+            found = _imported(file) - seen if file.suffix == ".py" and place not in _installed() else set()
+            waiting += [name for name in sorted(found) if _files_of(name, place)]
+            seen |= found
+    return [Sent(file=f, name=f"{CODE}/{f.relative_to(place).as_posix()}") for f in files]
+
+
+def _place_of(root: str, target: str) -> Path:
+    """The directory in which a module or package lies: this one, or one of the path's."""
     here = Path.cwd()
-    if (here / f"{root}.py").is_file():
-        return [Sent(file=here / f"{root}.py", name=f"{CODE}/{root}.py")]
-    package = here / root
-    if not package.is_dir():
-        spec = importlib.util.find_spec(root)
-        if spec is None or spec.origin is None:
-            raise PlanError(
-                f"task target {target!r}: there is no {root}.py here ({here}): run this where it lies, so that it "
-                "can be sent to the host"
-            )
-        if spec.submodule_search_locations is None:
-            return [Sent(file=Path(spec.origin), name=f"{CODE}/{root}.py")]
-        package = Path(spec.origin).parent
-    files = sorted(f for f in package.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
-    return [
-        Sent(file=f, name=f"{CODE}/{root}/{f.relative_to(package).as_posix()}")
-        for f in files
-        if os.access(f, os.R_OK)
-    ]
+    if (here / f"{root}.py").is_file() or (here / root).is_dir():
+        return here
+    spec = importlib.util.find_spec(root)
+    if spec is None or spec.origin is None:
+        raise PlanError(
+            f"task target {target!r}: there is no {root}.py here ({here}): run this where it lies, so that it "
+            "can be sent to the host"
+        )
+    module = Path(spec.origin)
+    return module.parent if spec.submodule_search_locations is None else module.parent.parent
+
+
+def _installed() -> set[Path]:
+    return {Path(path) for path in sysconfig.get_paths().values()}
+
+
+def _files_of(name: str, place: Path) -> list[Path]:
+    """Of the module `name` in that directory, or of the package; none where there is neither."""
+    module = place / f"{name}.py"
+    if module.is_file():
+        return [module]
+    found = (f for f in sorted((place / name).rglob("*")) if f.is_file() and "__pycache__" not in f.parts)
+    files = [f for f in found if os.access(f, os.R_OK)]
+    return files if any(f.suffix == ".py" for f in files) else []
+
+
+def _imported(file: Path) -> set[str]:
+    """The first parts of the names of modules that a file imports, wherever in it; none of one that is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # its own check tells
+        return set()
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level]
+    return {name.partition(".")[0] for name in names}
