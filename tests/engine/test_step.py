@@ -168,7 +168,8 @@ class Counted:
 
     def loss(self, model: torch.nn.Module, batch: Any) -> Loss:
         values = batch["x"] * model.weight
-        return Loss(mean=values.mean() if len(values) else values.sum(), count=len(values))
+        mean = values.mean() if len(values) else values.sum()
+        return Loss(mean=mean, count=len(values), parts={"twice": 2 * mean})
 
 
 class Scale(torch.nn.Module):
@@ -182,6 +183,8 @@ def test_a_micro_batch_that_counts_nothing_changes_nothing() -> None:
     model = Scale()
     step = take_step(Counted(), model, parts, optimizer=None)
     assert float(step.loss) == pytest.approx(5.0)
+    assert float(step.parts["twice"]) == pytest.approx(10.0)
+    assert not step.parts["twice"].requires_grad
     assert float(model.weight.grad) == pytest.approx(5.0)
     nothing = take_step(Counted(), model, parts[:1], optimizer=None)
     assert (float(nothing.loss), nothing.count, float(model.weight.grad)) == (0.0, 0, 0.0)

@@ -126,7 +126,9 @@ def _without_secrets(text: str) -> str:
 def figures(event: Event) -> dict[str, float]:
     """The numbers of an event worth a curve, named <set or training>/<figure>."""
     if event["kind"] == "step":
+        parts = (event.get("losses") or {}).items()
         named = {f"training/{name}": event.get(name) for name in _FIGURES}
+        named |= {f"training/{name}_loss": value for name, value in parts}
     elif event["kind"] == "evaluation":
         metrics = {"loss": event["loss"], **event["metrics"]}
         named = {f"{event['set']}/{name}": value for name, value in metrics.items()}

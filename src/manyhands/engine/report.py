@@ -93,6 +93,7 @@ class Report:
             step=number,
             steps=self.total_steps,
             loss=self.loss,
+            losses=self._parts([self._unread[i][1] for i in done]),
             learning_rate=rate,
             gradient_norm=norms[-1] if not last.skipped else None,
             tokens_per_s=round(steps * self.tokens_per_step / elapsed, 1),
@@ -104,6 +105,11 @@ class Report:
         )
         self._unread.clear()
         self._since = now
+
+    def _parts(self, steps: list[Step]) -> dict[str, float]:
+        """The means of the loss's parts over these steps."""
+        names = steps[0].parts if steps else ()
+        return {name: float(torch.stack([step.parts[name] for step in steps]).mean()) for name in names}
 
     def _mfu(self, steps: int, elapsed: float) -> float | None:
         """Model FLOPs utilization (Chowdhery et al. 2022, 2204.02311): of the peak of all devices."""

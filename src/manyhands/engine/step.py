@@ -6,8 +6,8 @@ replay. What differs between them is in its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -42,6 +42,7 @@ class Step:
     loss: torch.Tensor
     count: int  # of what the loss is a mean over, on this rank
     gradient_norm: torch.Tensor | None  # before clipping; None where clipping is off
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)  # of the loss, as it itself
     skipped: bool = False  # not finite, and left out
 
 
@@ -72,7 +73,7 @@ def training_step(
     """
     model.model.zero_grad(set_to_none=True)
     seen = _backward(task, model, micro_batches, world, precision, reference_count, fp32_sum, abandoned)
-    loss, share = _mean_loss(seen, world.data_size)
+    loss, parts, share = _mean_loss(seen, world.data_size)
     parameters = [p for p in model.model.parameters() if p.requires_grad]
     # A parameter without a gradient took no part in this loss.
     if not (isinstance(share, float) and share == 1.0):  # the sum of micro-batches becomes their mean
@@ -85,13 +86,13 @@ def training_step(
         if steering.clip_norm > 0 or skip_nonfinite:
             gradient_norm = global_norm(gradients)
         if skip_nonfinite and not _finite(loss, gradient_norm):
-            return Step(loss=loss, count=seen.count, gradient_norm=gradient_norm, skipped=True)
+            return Step(loss=loss, count=seen.count, gradient_norm=gradient_norm, parts=parts, skipped=True)
         if gradient_norm is not None and steering.clip_norm > 0:
             clip(gradients, gradient_norm, steering.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()
-    return Step(loss=loss, count=seen.count, gradient_norm=gradient_norm)
+    return Step(loss=loss, count=seen.count, gradient_norm=gradient_norm, parts=parts)
 
 
 @dataclass(slots=True)
@@ -99,9 +100,10 @@ class _Seen:
     """Sums over this rank's micro-batches. A share is a count over the reference count."""
 
     losses: torch.Tensor  # 0-d, each loss times its share
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)  # likewise
     shares: float = 0.0
     count: int = 0
-    over_data: Summing | None = None  # with several data ranks: losses and shares over all of them
+    over_data: Summing | None = None  # with several data ranks: losses, shares and parts over all of them
 
 
 def _backward(
@@ -131,24 +133,32 @@ def _backward(
                 loss.count / reference_count if loss.count else 0.0
             )  # 1.0 for a single one: it is not rounded
             seen.losses += loss.mean.detach().float() * share
+            for name, part in loss.parts.items():
+                seen.parts[name] = seen.parts.get(name, 0.0) + part.detach().float() * share
             seen.shares += share
             seen.count += loss.count
             if last and world.data_size > 1:  # they travel while the backward pass computes
-                sums_here = torch.stack([seen.losses, torch.full_like(seen.losses, seen.shares)])
-                seen.over_data = world.start_sum_over_data(sums_here)
+                shares = torch.full_like(seen.losses, seen.shares)
+                seen.over_data = world.start_sum_over_data(
+                    torch.stack([seen.losses, shares, *seen.parts.values()])
+                )
             (loss.mean * share).backward()  # type: ignore[no-untyped-call]
         if sums is not None:
             sums.take(last)
     return seen
 
 
-def _mean_loss(seen: _Seen, data_size: int) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """The mean loss over all data ranks, and the mean over them of the sum of shares."""
+def _mean_loss(
+    seen: _Seen, data_size: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor | float]:
+    """The mean loss over all data ranks and its parts, and the mean over them of the sum of shares."""
     if seen.over_data is None:
-        return seen.losses / seen.shares if seen.shares else seen.losses, seen.shares or 1.0
-    losses, shares = seen.over_data()
+        divisor = seen.shares or 1.0
+        return seen.losses / divisor, {name: part / divisor for name, part in seen.parts.items()}, divisor
+    losses, shares, *parts = seen.over_data()
     shares = torch.where(shares > 0, shares, 1.0)
-    return losses / shares, shares / data_size
+    means = {name: part / shares for name, part in zip(seen.parts, parts, strict=True)}
+    return losses / shares, means, shares / data_size
 
 
 def _steer(parameters: Sequence[torch.nn.Parameter], steering: Steering) -> None:

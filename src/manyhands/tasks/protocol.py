@@ -6,7 +6,7 @@ name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, runtime_checkable
 
@@ -36,10 +36,14 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """`mean`: scalar, to be differentiated. `count`: of what it is a mean over (tokens, samples), for averaging."""
+    """`mean`: scalar, to be differentiated. `count`: of what it is a mean over (tokens, samples), for averaging.
+
+    `parts`: what it is made of, for people to see: 0-d means over the same, by name, always the same names.
+    """
 
     mean: torch.Tensor
     count: int
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

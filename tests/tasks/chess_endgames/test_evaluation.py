@@ -84,6 +84,17 @@ def test_known_errors_are_counted() -> None:
     assert (move["fen"], move["move"], move["truth"], move["model"]) == (FENS[1], "e2d1", "win", "draw")
 
 
+def test_the_loss_has_parts_that_make_it_up() -> None:
+    outputs, batch = Outputs(torch.randn(4, 3), torch.randn(4, 1858), torch.randn(4)), {
+        "value": torch.tensor([0, 1, 2, 2]), "best": torch.eye(4, 1858), "dtz": torch.tensor([-4, 0, 2, 8]),
+    }  # fmt: skip
+    whole = loss_of(outputs, batch, EndgameLoss(value=2.0, policy=0.5, moves_left=0.0))
+    assert whole.parts.keys() == {"value", "policy"}
+    assert float(whole.mean) == pytest.approx(
+        2 * float(whole.parts["value"]) + 0.5 * float(whole.parts["policy"])
+    )
+
+
 def test_the_surest_errors_are_kept() -> None:
     metrics = judged(
         *((said([0] * 4, [0] * 4, sure=sure), batch([2, 1, 2, 0])) for sure in (1.0, 5.0, 3.0, 2.0))

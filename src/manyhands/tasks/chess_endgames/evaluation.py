@@ -41,18 +41,19 @@ def outputs_of(model: torch.nn.Module, batch: Batch) -> Outputs:
 def loss_of(outputs: Outputs, batch: Batch, weights: EndgameLoss) -> Loss:
     """The weighted sum of cross-entropies of value and policy, in nats, and the Huber loss of moves left; in fp32."""
     value, policy, moves_left = (output.float() for output in outputs)
-    parts = []
+    parts: dict[str, torch.Tensor] = {}
     if weights.value:
-        parts.append(weights.value * F.cross_entropy(value, batch["value"].long()))
+        parts["value"] = F.cross_entropy(value, batch["value"].long())
     if weights.policy:
         best = batch["best"].float()
         target = best / best.sum(dim=1, keepdim=True)
-        parts.append(weights.policy * -(target * policy.log_softmax(dim=1)).sum(dim=1).mean())
+        parts["policy"] = -(target * policy.log_softmax(dim=1)).sum(dim=1).mean()
     if weights.moves_left:
         decided = _distance_known(batch).float()
         off = F.huber_loss(moves_left, batch["dtz"].float().abs() / PLIES, reduction="none")
-        parts.append(weights.moves_left * (off * decided).sum() / decided.sum().clamp(min=1))
-    return Loss(mean=torch.stack(parts).sum(), count=len(value))
+        parts["moves_left"] = (off * decided).sum() / decided.sum().clamp(min=1)
+    weighted = torch.stack([getattr(weights, name) * part for name, part in parts.items()])
+    return Loss(mean=weighted.sum(), count=len(value), parts=parts)
 
 
 def _distance_known(batch: Batch) -> torch.Tensor:
