@@ -134,6 +134,23 @@ def test_a_graph_is_fetched_when_its_export_has_ended(
 
 
 @pytest.mark.usefixtures("there")
+def test_a_training_that_hangs_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def until_its_end(follower: Follower) -> dict[str, Any]:
+        for step in (1, 2):
+            follower._on_event({"kind": "step", "step": step})
+            await asyncio.sleep(1.0)
+        return {"state": "ended", "exit_code": 0}
+
+    monkeypatch.setattr("manyhands.hosts.watching.QUIET_S", 0.3)
+    monkeypatch.setattr(Follower, "until_its_end", until_its_end)
+    _, told, _ = watched(tmp_path)
+    assert len(told) == 2, told
+    for text in told:
+        assert "nothing has come from server1 for 0 s" in text
+        assert "manyhands hosts stop a-run --now" in text
+
+
+@pytest.mark.usefixtures("there")
 def test_a_record_that_cannot_be_kept_does_not_hide_how_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,6 +22,8 @@ from manyhands.hosts.record import Part, Record
 
 GRACE_S: Final = 30.0
 """How long the other hosts of a training have to save when one has failed."""
+QUIET_S: Final = 180.0
+"""After so long without a word a training may hang. Long steps are quiet too, so it is only told."""
 _LOOK_AGAIN_S: Final = 2.0
 
 
@@ -54,6 +57,7 @@ class _Watch:
     exports: int = 0
     failed_first: str | None = None
     fetched: Fetched = field(default_factory=Fetched)
+    heard: float = field(default_factory=time.monotonic)
 
     def host(self, part: Part) -> Host:
         return host_named(part.host)
@@ -85,14 +89,30 @@ class _Watch:
 
     def _line(self, part: Part, text: str) -> None:
         """While it trains, its lines say what its events do; they are in the log, and shown if it ends badly."""
+        self.heard = time.monotonic()
         if self.exporting:
             self.view.line(part.host, text)
 
     def _event(self, event: dict[str, Any]) -> None:
+        self.heard = time.monotonic()
         if event["kind"] == "saved":
             self.newest = Path(str(event["checkpoint"])).name
             self.saved.set()
         self.view.event(event)
+
+    async def tell_silence(self) -> None:
+        """Once for each, until cancelled."""
+        told: float | None = None
+        while True:
+            await asyncio.sleep(QUIET_S / 10)
+            quiet_s = time.monotonic() - self.heard
+            if quiet_s >= QUIET_S and told != self.heard:
+                told = self.heard
+                self.view.tell(
+                    f"nothing has come from {self.record.parts[0].host} for {quiet_s:.0f} s: something long, or it "
+                    f"hangs; what it printed: manyhands hosts logs {self.record.run}; end it: manyhands hosts stop "
+                    f"{self.record.run} --now"
+                )
 
     async def bring_checkpoints(self) -> None:
         """Each one as soon as it is whole there, until cancelled."""
@@ -173,7 +193,7 @@ async def watch(directory: Path, record: Record, view: View, *, replay: bool) ->
     followers = {part.host: watched.follower(part, replay=replay) for part in record.parts}
     if record.fetched and replay:  # all is here: the hosts need not be
         return _outcome(record, {p.host: p.ending for p in record.parts if p.ending is not None}, watched)
-    bringing = asyncio.create_task(watched.bring_checkpoints())
+    beside = [asyncio.create_task(task) for task in (watched.bring_checkpoints(), watched.tell_silence())]
     following = {asyncio.create_task(follower.until_its_end()): host for host, follower in followers.items()}
     endings: dict[str, dict[str, Any]] = {}
     try:
@@ -197,10 +217,9 @@ async def watch(directory: Path, record: Record, view: View, *, replay: bool) ->
             if not done:
                 await _stop_others(record, now=True)
     finally:
-        bringing.cancel()
-        for task in following:
-            task.cancel()
-        await asyncio.gather(bringing, *following, return_exceptions=True)
+        for each in (*beside, *following):
+            each.cancel()
+        await asyncio.gather(*beside, *following, return_exceptions=True)
     fetched = await watched.bring_the_rest(endings)
     watched.keep(record.model_copy(update={"fetched": fetched}))
     return _outcome(record, endings, watched)
