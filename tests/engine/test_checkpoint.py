@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import os
 import threading
+import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from manyhands.engine import checkpoint
 from manyhands.engine.checkpoint import (
@@ -25,6 +28,7 @@ from manyhands.engine.checkpoint import (
 from manyhands.engine.optimizer import build_optimizer, state_of
 from manyhands.engine.parallel import Parallelized
 from manyhands.engine.step import Step, training_step
+from manyhands.engine.world import ALONE
 from manyhands.errors import Refused, StorageError
 
 HASH = "a1" * 32
@@ -299,3 +303,20 @@ def test_publish_writes_once_and_points_to_it(world: Any, tmp_path: Path) -> Non
     assert (path / "model.safetensors").read_bytes() == before
     assert (tmp_path / "latest").read_text() == "round-00000003\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "round-00000003"]
+
+
+def test_a_part_that_a_rank_could_not_write_is_told_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's own error is no Exception: nothing but its name would catch it."""
+    failed: Future[None] = Future()
+    full = OSError(28, "No space left on device")
+    failed.set_exception(CheckpointException("write", {1: (full, traceback.extract_stack())}))
+    monkeypatch.setattr(checkpoint, "async_save", lambda *_, **__: failed)
+    saver = Saver(tmp_path, _Silent(), plan_hash=HASH)  # type: ignore[arg-type]
+    write = saver._staged_shards(ALONE, {}, {}, {}, "step-00000010")
+    with pytest.raises(
+        StorageError, match=r"step-00000010: \[Errno 28\] No space left on device; free space"
+    ):
+        write()
+    saver.close()

@@ -49,7 +49,7 @@ from manyhands.tasks.protocol import Task
 VERSION = 2
 LATEST = "latest"
 ASIDE = "aside"
-_APPEARS_S = 15.0
+_APPEARS_S = 15.0  # network file systems show another machine's new file late
 RECORD, STATE = "training.json", "state"
 
 _PARTIAL = re.compile(r"^\.(step|round)-\d{8,}\.partial-\d+$")
@@ -206,7 +206,12 @@ class Saver:
         def write() -> None:
             try:
                 saved.result()
-            except Exception as error:
+            except (
+                CheckpointException
+            ) as error:  # no Exception by its class; what failed on each rank is in it
+                first = next(iter(error.failures.values()))[0]
+                raise _not_written(self._directory / name, first) from error
+            except (OSError, SafetensorError, RuntimeError) as error:
                 raise _not_written(self._directory / name, error) from error
             if world.leads:
                 self._finish(name, lambda partial: self._write_rest(partial, weights, record), aside)
@@ -277,7 +282,7 @@ def _write_aside(
 
 
 def _appears(file: Path) -> bool:
-    """Whether it is there, or comes to be: another machine's file takes a while on some network file systems."""
+    """Whether it is there, or comes to be in time."""
     end = time.monotonic() + _APPEARS_S
     while not file.exists():
         if time.monotonic() > end:
@@ -286,7 +291,7 @@ def _appears(file: Path) -> bool:
     return True
 
 
-def _not_written(path: Path, error: Exception) -> StorageError:
+def _not_written(path: Path, error: BaseException) -> StorageError:
     return StorageError(f"checkpoint {path}: {error}; free space and try again")
 
 

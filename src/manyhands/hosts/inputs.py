@@ -102,12 +102,13 @@ def _code(target: str) -> list[Sent]:
     """
     root = target.partition(":")[0].partition(".")[0]
     place = _place_of(root, target)
+    installed = place in {Path(path) for path in sysconfig.get_paths().values()}
     files: dict[Path, None] = {}
     waiting, seen = [root], {root}
     while waiting:
         for file in _files_of(waiting.pop(), place):
             files[file] = None
-            found = _imported(file) - seen if file.suffix == ".py" and place not in _installed() else set()
+            found = _imported(file) - seen if file.suffix == ".py" and not installed else set()
             waiting += [name for name in sorted(found) if _files_of(name, place)]
             seen |= found
     return [Sent(file=f, name=f"{CODE}/{f.relative_to(place).as_posix()}") for f in files]
@@ -126,10 +127,6 @@ def _place_of(root: str, target: str) -> Path:
         )
     module = Path(spec.origin)
     return module.parent if spec.submodule_search_locations is None else module.parent.parent
-
-
-def _installed() -> set[Path]:
-    return {Path(path) for path in sysconfig.get_paths().values()}
 
 
 def _files_of(name: str, place: Path) -> list[Path]:
