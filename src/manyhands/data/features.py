@@ -101,20 +101,22 @@ def measure(
     return Statistics(columns=columns, means=tuple(means.tolist()), deviations=tuple(deviations.tolist()))
 
 
-def read_statistics(path: Path, features: Features, names: tuple[str, ...]) -> Statistics:
-    """Agreed statistics for the columns `names`. Raises DataError if the file is none, or is of other columns."""
+def read_statistics(
+    path: Path, features: Features, names: tuple[str, ...], setting: str = "task.features.statistics"
+) -> Statistics:
+    """Agreed statistics for the columns `names`. `setting`: what named the file. Raises DataError if the file is
+    none, or is of other columns.
+    """
     try:
         statistics = statistics_from(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"task.features.statistics {path}: {error}; give a statistics.json as a run writes it"
-        ) from error
+        raise DataError(f"{setting} {path}: {error}; give a statistics.json as a run writes it") from error
     categorical, indicator = set(features.categorical), features.on_missing == "indicator"
     wanted = {(name, name in categorical, indicator) for name in names}
     found = {(c.name, c.categories is not None, c.indicator) for c in statistics.columns}
     if odd := sorted(wanted ^ found):
         raise DataError(
-            f"task.features.statistics {path}: the column {odd[0][0]!r} is another there (its name, whether it is "
+            f"{setting} {path}: the column {odd[0][0]!r} is another there (its name, whether it is "
             "categorical, or on_missing); statistics and settings must agree"
         )
     return statistics

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from manyhands.config import Settings
+from manyhands.plan.fine_tuning import FineTuned
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -43,7 +44,7 @@ class EndgameLoss(Settings):
     """Huber loss of the plies to the next capture or pawn move of positions that are won or lost."""
 
 
-class ChessEndgamesTask(Settings):
+class ChessEndgamesTask(FineTuned):
     """Chess endgames with exact truth: random positions with given pieces, from Syzygy tables, or solved here where
     three pieces are on the board."""
 

@@ -14,7 +14,7 @@ from manyhands.config import shown
 from manyhands.errors import PlanError
 from manyhands.plan.choices import CHOICES
 from manyhands.plan.schema import Plan
-from manyhands.plan.tasks import ChessEndgamesTask, DummyTask, GridsTask, LanguageModelTask
+from manyhands.plan.tasks import ChessEndgamesTask, DummyTask, FineTuned, GridsTask, LanguageModelTask
 
 Rule = Callable[[Plan], str | None]
 
@@ -231,7 +231,7 @@ def tokenizer_file_is_named(plan: Plan) -> str | None:
 def adapter_has_weights(plan: Plan) -> str | None:
     """`task.adapter` comes with `task.weights`: beside random weights there is nothing to adapt."""
     task = plan.task
-    if not isinstance(task, LanguageModelTask) or task.adapter is None or task.weights is not None:
+    if not isinstance(task, FineTuned) or task.adapter is None or task.weights is not None:
         return None
     return (
         f"'task.adapter.name' is '{task.adapter.name}', but the weights that it would freeze are random: give "

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from manyhands.config import Settings
+from manyhands.plan.fine_tuning import FineTuned
 
 Count = Annotated[int, Field(ge=1)]
 GridRule = Literal["falling", "gravity", "lines", "mirror", "filter"]
@@ -56,7 +57,7 @@ class PixelModel(Settings):
     """Layers over the pixels of the test input."""
 
 
-class GridsTask(Settings):
+class GridsTask(FineTuned):
     """Puzzles on coloured grids, as in ARC: some pairs show a rule, which is to be applied to another
     input."""
 

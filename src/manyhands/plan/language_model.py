@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from manyhands.config import Settings
+from manyhands.plan.fine_tuning import FineTuned
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -67,23 +68,7 @@ class TextSource(Settings):
     always skipped (files, parquet, hub)."""
 
 
-class Adapter(Settings):
-    """A small trainable part in a frozen model: only its tensors are trained and travel."""
-
-    name: Literal["lora"] = "lora"
-    """lora: low-rank matrices beside the model's own (Hu et al. 2021), by the package `peft`."""
-    rank: Count = 8
-    """Inner dimension of the two matrices."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    """Their product is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before them, while training."""
-    targets: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Names of the modules to adapt, or the last parts of their names, such as q_proj; none: all linear layers
-    but the output."""
-
-
-class LanguageModelTask(Settings):
+class LanguageModelTask(FineTuned):
     """A causal language model of `transformers`, from a configuration with random first weights, or from existing
     weights, trained whole or through an adapter."""
 
@@ -93,8 +78,6 @@ class LanguageModelTask(Settings):
     """Existing weights to start from: a directory of transformers (config.json and safetensors), or a name on
     the Hugging Face Hub. The model and, unless the plan says otherwise, the tokenizer are those of the
     weights; null: random weights."""
-    adapter: Adapter | None = None
-    """Train this beside the frozen weights; null: train all weights."""
     model_type: str = "gpt2"
     """A causal `model_type` that transformers knows (gpt2, llama, qwen3, ...)."""
     model: dict[str, Any] = Field(default_factory=lambda: dict(_SMALL_GPT2))

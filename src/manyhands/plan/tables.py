@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from manyhands.config import Settings
+from manyhands.plan.fine_tuning import FineTuned
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -108,11 +109,14 @@ class Features(Settings):
         return self
 
 
-class TabularTask(Settings):
+class TabularTask(FineTuned):
     """Classification or regression on the rows of a table: a linear model or a multi-layer perceptron."""
 
     name: Literal["tabular"] = "tabular"
     """tabular: classification or regression on CSV files, or on a generated table."""
+    weights: str | None = None
+    """Existing weights to start from: a checkpoint of a training of this task, by its directory, with the same hidden
+    layers. How columns become numbers and what the answers mean is then as it was for them; null: random weights."""
     problem: Literal["classification", "regression"] = "classification"
     """classification: cross-entropy over the target's values in the training rows; regression: squared error
     of the target, standardized."""
@@ -129,12 +133,15 @@ class TabularTask(Settings):
     """Widths of the hidden layers; none ([]): logistic or linear regression."""
 
 
-class SurvivalTask(Settings):
+class SurvivalTask(FineTuned):
     """Survival on the rows of a table: Cox proportional hazards (Breslow's ties), linear or with hidden
     layers."""
 
     name: Literal["survival"] = "survival"
     """survival: Cox proportional hazards on CSV files, or on a generated table."""
+    weights: str | None = None
+    """Existing weights to start from: a checkpoint of a training of this task, by its directory, with the same hidden
+    layers. How columns become numbers and what the answers mean is then as it was for them; null: random weights."""
     time: str = "time"
     """The column of times, to the event or to the end of observation; above zero or zero."""
     event: str = "event"

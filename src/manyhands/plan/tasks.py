@@ -11,6 +11,8 @@ from manyhands.config import Settings
 from manyhands.plan.chess_endgames import ChessEndgamesTask as ChessEndgamesTask
 from manyhands.plan.chess_endgames import EndgameLoss as EndgameLoss
 from manyhands.plan.chess_endgames import EndgameModel as EndgameModel
+from manyhands.plan.fine_tuning import Adapter as Adapter
+from manyhands.plan.fine_tuning import FineTuned as FineTuned
 from manyhands.plan.grids import GeneratedGrids as GeneratedGrids
 from manyhands.plan.grids import GridSet as GridSet
 from manyhands.plan.grids import GridsTask as GridsTask
@@ -54,12 +56,14 @@ class CustomTask(Settings):
     """Handed to the task as it is."""
 
 
+_FINE_TUNING: Final = frozenset(FineTuned.model_fields) - {"name"}
+
 MODEL_SETTINGS: Final[Mapping[str, frozenset[str]]] = {
-    "language_model": frozenset({"weights", "adapter", "model_type", "model"}),
-    "grids": frozenset({"model"}),
-    "chess_endgames": frozenset({"model", "loss"}),
-    "tabular": frozenset({"hidden_sizes"}),
-    "survival": frozenset({"hidden_sizes"}),
+    "language_model": _FINE_TUNING | {"model_type", "model"},
+    "grids": _FINE_TUNING | {"model"},
+    "chess_endgames": _FINE_TUNING | {"model", "loss"},
+    "tabular": _FINE_TUNING | {"hidden_sizes"},
+    "survival": _FINE_TUNING | {"hidden_sizes"},
 }
 """name -> the settings of a task that its samples do not depend on: they may change over shards that are made."""
 

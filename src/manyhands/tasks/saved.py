@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from manyhands.errors import DataError
+from manyhands.tasks.adapter import base_of
 from manyhands.tasks.protocol import LoadsSaved, Saved, TaskFamily
 
 _LOADERS: Final[Mapping[str, str]] = {
     "language_model": "manyhands.tasks.language_model.saved",
     "grids": "manyhands.tasks.grids.saved",
     "chess_endgames": "manyhands.tasks.chess_endgames.saved",
-    "tabular": "manyhands.tasks.saved_table",
-    "survival": "manyhands.tasks.saved_table",
+    "tabular": "manyhands.tasks.tables.saved",
+    "survival": "manyhands.tasks.tables.saved",
 }
 """name of the task -> module with load_saved(directory)."""
 
@@ -45,13 +46,11 @@ def load_saved(directory: Path, family: TaskFamily | None = None) -> Saved:
 
 def task_that_saved(directory: Path) -> str | None:
     """Name of the task that a directory is a checkpoint of; None where it does not say. Raises DataError."""
-    if (directory / "adapter_config.json").is_file():
-        return "language_model"
     found = _json(directory / "table.json").get("task")
     if found is None:
         configuration = _json(directory / "config.json")
         found = configuration.get("task")
-        if found not in _LOADERS and "model_type" in configuration:
+        if found not in _LOADERS and ("model_type" in configuration or base_of(directory) is not None):
             found = "language_model"
     return found if found in _LOADERS else None
 

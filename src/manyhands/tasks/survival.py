@@ -28,7 +28,9 @@ from manyhands.errors import DataError
 from manyhands.plan.tables import SurvivalTask
 from manyhands.tasks.protocol import Batch, Task
 from manyhands.tasks.scores import concordance_index
-from manyhands.tasks.table_family import Arrays, TableFamily, TableTask, saved_outputs
+from manyhands.tasks.tables.family import TableFamily
+from manyhands.tasks.tables.opened import Arrays, TableTask
+from manyhands.tasks.tables.saved import saved_outputs
 
 
 class SurvivalFamily(TableFamily[SurvivalTask]):
@@ -82,8 +84,14 @@ class SurvivalFamily(TableFamily[SurvivalTask]):
         events = np.array([event for _, event in answers], dtype=np.bool_)
         return {"time": times, "event": events}, np.ones(len(answers), dtype=np.bool_)
 
-    def make(self, table: dict[str, Any], statistics: Statistics, splits: Mapping[str, Batch]) -> Task:
-        return Survival(table, statistics, splits)
+    def make(
+        self,
+        settings: SurvivalTask,
+        table: dict[str, Any],
+        statistics: Statistics,
+        splits: Mapping[str, Batch],
+    ) -> Task:
+        return Survival(settings, table, statistics, splits)
 
 
 FAMILY = SurvivalFamily()

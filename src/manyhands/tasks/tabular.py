@@ -26,7 +26,9 @@ from manyhands.errors import DataError
 from manyhands.plan.tables import TabularTask
 from manyhands.tasks.protocol import Batch, Task
 from manyhands.tasks.scores import accuracy, brier, mean_auc, r2, rmse
-from manyhands.tasks.table_family import Arrays, TableFamily, TableTask, saved_outputs
+from manyhands.tasks.tables.family import TableFamily
+from manyhands.tasks.tables.opened import Arrays, TableTask
+from manyhands.tasks.tables.saved import saved_outputs
 
 LARGEST_CLASSES = 1000
 """More classes than this are a mistake: a number to be learned by regression, or a name of each row."""
@@ -85,8 +87,14 @@ class TabularFamily(TableFamily[TabularTask]):
         labels = np.array([number.get(answer, -1) for answer in answers], dtype=np.int64)
         return {"target": labels[labels >= 0]}, labels >= 0
 
-    def make(self, table: dict[str, Any], statistics: Statistics, splits: Mapping[str, Batch]) -> Task:
-        return Tabular(table, statistics, splits)
+    def make(
+        self,
+        settings: TabularTask,
+        table: dict[str, Any],
+        statistics: Statistics,
+        splits: Mapping[str, Batch],
+    ) -> Task:
+        return Tabular(settings, table, statistics, splits)
 
 
 FAMILY = TabularFamily()

@@ -22,8 +22,8 @@ from manyhands.errors import DataError, Interrupted, PlanError
 from manyhands.plan.resolve import resolve
 from manyhands.plan.schema import Plan
 from manyhands.tasks.chess_endgames import task as task_module
-from manyhands.tasks.chess_endgames.saved import load_pretrained, load_saved
-from manyhands.tasks.chess_endgames.task import FAMILY, ChessEndgames, is_held_out
+from manyhands.tasks.chess_endgames.saved import load_saved
+from manyhands.tasks.chess_endgames.task import FAMILY, ChessEndgames, is_held_out, load_pretrained
 from manyhands.tasks.chess_endgames.truth import open_source
 from manyhands.tasks.protocol import TRAINING, VALIDATION
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manyhands.errors import DataError, MissingExtra, PlanError
 from manyhands.plan.choices import overlay
-from manyhands.plan.language_model import Adapter
+from manyhands.plan.fine_tuning import Adapter
 from manyhands.plan.resolve import resolve
 from manyhands.plan.schema import Plan
 from manyhands.simulation import simulate

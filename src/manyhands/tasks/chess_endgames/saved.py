@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from manyhands.errors import DataError
 from manyhands.tasks.chess_endgames.boards import from_fen
-from manyhands.tasks.chess_endgames.network import EndgameTransformer, Outputs
-from manyhands.tasks.chess_endgames.task import CONFIGURATION, WEIGHTS
+from manyhands.tasks.chess_endgames.network import Outputs
+from manyhands.tasks.chess_endgames.task import load_pretrained
 from manyhands.tasks.protocol import Saved
 
 _EXAMPLES = ("8/1P6/8/8/8/2k5/8/6K1 w - - 0 1", "8/P7/8/8/2k5/8/8/1K6 w - - 0 1")
@@ -20,19 +16,6 @@ _MOVES = (
     (6 + 64 * 5, 6 + 64 * 7, 6 + 64 * 15, 49 + 64 * 57 + 4096 * 1, 49 + 64 * 57 + 4096 * 4),
     (1 + 64 * 0, 1 + 64 * 9, 1 + 64 * 2, 48 + 64 * 56 + 4096 * 2, 48 + 64 * 56 + 4096 * 3),
 )
-
-
-def load_pretrained(directory: Path) -> EndgameTransformer:
-    """The model that `save_pretrained` wrote, or a checkpoint holds, in evaluation mode. Raises DataError."""
-    try:
-        configuration = json.loads((directory / CONFIGURATION).read_text(encoding="utf-8"))
-        model = EndgameTransformer(**configuration["model"])
-        model.load_state_dict(load_file(directory / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise DataError(
-            f"{directory} holds no model of chess endgames: {error}; give a checkpoint that such a run wrote"
-        ) from error
-    return model.eval()
 
 
 def load_saved(directory: Path) -> Saved:

@@ -23,22 +23,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.chess_endgames import ChessEndgamesTask
-from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.tasks.chess_endgames.evaluation import EndgameMetrics, loss_of, outputs_of
 from manyhands.tasks.chess_endgames.network import EndgameTransformer
 from manyhands.tasks.chess_endgames.pieces import Specification, check_tables, needed_tables, parse
 from manyhands.tasks.chess_endgames.positions import draw
 from manyhands.tasks.chess_endgames.truth import PositionSource, open_source, place
+from manyhands.tasks.first_weights import FIRST_WEIGHTS, write_first_weights
+from manyhands.tasks.own_model import begun_model, load_model, opened_model, save_model
 from manyhands.tasks.protocol import TRAINING, VALIDATION, Batch, Loss, Metrics, Prepared, Task
 
-FIRST_WEIGHTS: Final = "first.safetensors"
 RECORD: Final = "endgames.json"
-CONFIGURATION, WEIGHTS = "config.json", "model.safetensors"
+CONFIGURATION: Final = "config.json"
 
 VALIDATION_SEED: Final = 0x76616C6964
 """Of the numbers of validation positions, in every plan: runs with other seeds are judged on the same ones."""
@@ -70,14 +69,12 @@ class ChessEndgamesFamily:
         task = _settings(plan)
         specification = parse(task.pieces)
         _read_record(task, specification, directory)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.seed)
-            parameters = dict(EndgameTransformer(**_sizes(task, specification)).named_parameters())
-        save_file({name: p.detach() for name, p in parameters.items()}, directory / FIRST_WEIGHTS)
+        sizes = _sizes(task, specification)
+        model = begun_model(task, plan.seed, lambda: EndgameTransformer(**sizes), _kept, _by_setting(sizes))
         return Prepared(
             materials={RECORD: directory / RECORD},
             samples=0,
-            parameters=tuple(Parameter(name=name, shape=tuple(p.shape)) for name, p in parameters.items()),
+            parameters=write_first_weights(model, directory),
             first_weights=directory / FIRST_WEIGHTS,
         )
 
@@ -112,6 +109,9 @@ class ChessEndgames:
 
     def build_model(self) -> torch.nn.Module:
         """A new model in fp32 and training mode, on the CPU; its weights are overwritten before use."""
+        return opened_model(self.settings, self._new_model)
+
+    def _new_model(self) -> EndgameTransformer:
         return EndgameTransformer(**_sizes(self.settings, self.specification))
 
     def samples(self, split: str = TRAINING) -> int:
@@ -139,14 +139,14 @@ class ChessEndgames:
         return EndgameMetrics(self, self.settings.loss)
 
     def save_pretrained(self, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
-        """config.json and model.safetensors, as saved.py reads them."""
+        """config.json and the weights, as `load_pretrained` reads them."""
         directory.mkdir(parents=True, exist_ok=True)
         sizes = _sizes(self.settings, self.specification)
         _write_json(
             directory / CONFIGURATION,
             {"task": self.settings.name, "pieces": self.specification.text, "model": sizes},
         )
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS)
+        save_model(self.settings, self._new_model, weights, directory)
 
     def _trains(self, split: str) -> bool:
         if split not in (TRAINING, VALIDATION):
@@ -170,6 +170,19 @@ class ChessEndgames:
             numbers[waiting[found]] = tries[found, fits[found].argmax(axis=1)]
             waiting, drawn, ahead = waiting[~found], drawn + ahead, 8
         return numbers
+
+
+def load_pretrained(directory: Path) -> EndgameTransformer:
+    """The model that `save_pretrained` wrote, or a checkpoint holds, in evaluation mode. Raises DataError."""
+    return load_model(directory, lambda place: EndgameTransformer(**_kept_sizes(place)), "chess endgames")
+
+
+def _kept_sizes(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / CONFIGURATION).read_text(encoding="utf-8"))["model"])
+
+
+def _kept(directory: Path) -> tuple[EndgameTransformer, dict[str, Any]]:
+    return load_pretrained(directory), _by_setting(_kept_sizes(directory))
 
 
 # ------------------------------------------------------------------------------------------ what is held out
@@ -200,6 +213,11 @@ def _sizes(task: ChessEndgamesTask, specification: Specification) -> dict[str, A
     sizes = task.model.model_dump()
     only_pieces = sizes.pop("tokens") == "pieces"
     return {**sizes, "pieces": max(e.men for e in specification.endings) if only_pieces else None}
+
+
+def _by_setting(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the number of pieces, on which no weight depends."""
+    return {f"task.model.{name}": value for name, value in sizes.items() if name != "pieces"}
 
 
 def _read_record(task: ChessEndgamesTask, specification: Specification, materials: Path) -> list[str]:

@@ -23,12 +23,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 
 from manyhands.errors import DataError, PlanError
-from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import GridsTask
+from manyhands.tasks.first_weights import FIRST_WEIGHTS, write_first_weights
 from manyhands.tasks.grids.generators import generate
 from manyhands.tasks.grids.materials import (
     ORIGINS,
@@ -45,11 +44,11 @@ from manyhands.tasks.grids.metrics import GridMetrics, logits_of, loss_of
 from manyhands.tasks.grids.model import PADDING, PixelTransformer
 from manyhands.tasks.grids.puzzles import Puzzle, read_arc
 from manyhands.tasks.grids.rules import Grid
+from manyhands.tasks.own_model import begun_model, load_model, opened_model, save_model
 from manyhands.tasks.protocol import TRAINING, Batch, Loss, Metrics, Prepared, Task
 
 GENERATED: Final = "generated"
-FIRST_WEIGHTS: Final = "first.safetensors"
-CONFIGURATION, WEIGHTS = "config.json", "model.safetensors"
+CONFIGURATION: Final = "config.json"
 
 
 class GridsFamily:
@@ -87,17 +86,12 @@ class GridsFamily:
     def _with_model(
         self, task: GridsTask, seed: int, directory: Path, sets: tuple[str, ...], samples: int
     ) -> Prepared:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            parameters = dict(_model(task).named_parameters())
-        save_file(
-            {name: p.detach().contiguous() for name, p in parameters.items()}, directory / FIRST_WEIGHTS
-        )
+        model = begun_model(task, seed, lambda: _model(task), _kept, _by_setting(_sizes(task)))
         names = [RECORD, ORIGINS, *(file for name in sets for file in names_of(name))]
         return Prepared(
             materials={name: directory / name for name in names},
             samples=samples,
-            parameters=tuple(Parameter(name=name, shape=tuple(p.shape)) for name, p in parameters.items()),
+            parameters=write_first_weights(model, directory),
             first_weights=directory / FIRST_WEIGHTS,
         )
 
@@ -150,7 +144,7 @@ class Grids:
 
     def build_model(self) -> torch.nn.Module:
         """A new model in fp32 and training mode, on the CPU; its weights are overwritten before use."""
-        return _model(self.settings)
+        return opened_model(self.settings, lambda: _model(self.settings))
 
     def samples(self, split: str = TRAINING) -> int:
         return len(self._set(split).asked) * (self.settings.variants if split == TRAINING else 1)
@@ -215,12 +209,12 @@ class Grids:
         return GridMetrics(self)
 
     def save_pretrained(self, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
-        """config.json and model.safetensors, as `load_pretrained` reads them."""
+        """config.json and the weights, as `load_pretrained` reads them."""
         directory.mkdir(parents=True, exist_ok=True)
         configuration = {"task": "grids", "context": self.settings.context, "model": _sizes(self.settings)}
         text = json.dumps(configuration, indent=1, sort_keys=True) + "\n"
         (directory / CONFIGURATION).write_text(text, encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS)
+        save_model(self.settings, lambda: _model(self.settings), weights, directory)
 
     def _set(self, split: str) -> _Asked:
         found = self.sets.get(split)
@@ -252,15 +246,15 @@ class _Change:
 
 def load_pretrained(directory: Path) -> PixelTransformer:
     """The model that `save_pretrained` wrote, or a checkpoint holds, in evaluation mode. Raises DataError."""
-    try:
-        configuration = json.loads((directory / CONFIGURATION).read_text(encoding="utf-8"))
-        model = PixelTransformer(**configuration["model"])
-        model.load_state_dict(load_file(directory / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise DataError(
-            f"{directory} holds no model of the grids task: {error}; give a checkpoint that such a run wrote"
-        ) from error
-    return model.eval()
+    return load_model(directory, lambda place: PixelTransformer(**_kept_sizes(place)), "the grids task")
+
+
+def _kept_sizes(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / CONFIGURATION).read_text(encoding="utf-8"))["model"])
+
+
+def _kept(directory: Path) -> tuple[PixelTransformer, dict[str, Any]]:
+    return load_pretrained(directory), _by_setting(_kept_sizes(directory))
 
 
 def _settings(plan: Plan) -> GridsTask:
@@ -271,6 +265,10 @@ def _settings(plan: Plan) -> GridsTask:
 
 def _sizes(task: GridsTask) -> dict[str, int]:
     return {"size": task.size, **task.model.model_dump()}
+
+
+def _by_setting(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"task.size" if name == "size" else f"task.model.{name}": value for name, value in sizes.items()}
 
 
 def _model(task: GridsTask) -> PixelTransformer:

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer as FastTokenizer
 
 from manyhands.data.tokens import open_tokens, write_tokens
 from manyhands.errors import DataError, PlanError
-from manyhands.plan.descriptor import Parameter
 from manyhands.plan.language_model import LanguageModelTask
 from manyhands.plan.schema import Plan
-from manyhands.tasks.language_model.adapter import with_adapter
+from manyhands.tasks.first_weights import FIRST_WEIGHTS, first_model, write_first_weights
 from manyhands.tasks.language_model.existing_weights import (
     existing_configuration,
     load_existing,
@@ -42,7 +40,6 @@ from manyhands.tasks.received_configuration import check_received
 from manyhands.tasks.tokenizer import RunTokenizer
 
 MODEL = "model.json"
-FIRST_WEIGHTS = "first.safetensors"
 
 
 class LanguageModelFamily:
@@ -96,19 +93,11 @@ class LanguageModelFamily:
         write_json(directory / MODEL, configuration)
 
         model = _first_model(configuration, plan, task, existing)
-        parameters = dict(model.named_parameters())
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in parameters.items()},
-            directory / FIRST_WEIGHTS,
-        )
         materials = (TRAIN_TOKENS, VALIDATION_TOKENS, TOKENIZER, SPLIT, MODEL)
         return Prepared(
             materials={name: directory / name for name in materials},
             samples=samples,
-            parameters=tuple(
-                Parameter(name=name, shape=tuple(tensor.shape), trainable=tensor.requires_grad)
-                for name, tensor in parameters.items()
-            ),
+            parameters=write_first_weights(model, directory),
             first_weights=directory / FIRST_WEIGHTS,
         )
 
@@ -198,12 +187,11 @@ def _first_model(
     """The model with its first weights: existing ones, or from the plan's seed, from which those of an adapter come
     too. The global generator is left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        model = build_model(configuration) if existing is None else load_existing(existing, configuration)
-        torch.manual_seed(plan.seed)
-        if task.adapter is not None:
-            model = with_adapter(model, task.adapter)
+
+    def make() -> torch.nn.Module:
+        return build_model(configuration) if existing is None else load_existing(existing, configuration)
+
+    model = first_model(make, plan.seed, task.adapter)
     parameters = set(dict(model.named_parameters(remove_duplicate=False)))
     buffers = sorted(set(model.state_dict()) - parameters)
     if buffers and plan.buffers != "keep_local":

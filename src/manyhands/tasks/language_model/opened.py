@@ -21,8 +21,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from manyhands.data.tokens import TokenArray, sample_count, windows
-from manyhands.plan.language_model import Adapter
-from manyhands.tasks.language_model.adapter import save_adapter, with_adapter
+from manyhands.plan.fine_tuning import Adapter
+from manyhands.tasks.adapter import save_adapter, with_adapter
 from manyhands.tasks.model_configuration import build_model, without_progress_bars
 from manyhands.tasks.protocol import TRAINING, VALIDATION, Batch, Loss, Metrics
 from manyhands.tasks.tokenizer import UNKNOWN

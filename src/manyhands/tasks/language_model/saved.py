@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manyhands.errors import DataError
-from manyhands.tasks.language_model.adapter import CONFIGURATION, load_merged
+from manyhands.tasks.adapter import CONFIGURATION, base_of, merged
 from manyhands.tasks.model_configuration import CONTEXT, without_progress_bars
 from manyhands.tasks.protocol import Saved
 
@@ -48,24 +48,31 @@ def load_language_model(directory: Path) -> Any:
     """The model of a checkpoint, a PreTrainedModel in evaluation mode; of an adapter, its base with the adapter
     merged into it. Raises DataError.
     """
-    if (directory / CONFIGURATION).is_file():
-        return load_merged(directory).eval()
+    base = base_of(directory)
+    if base is not None:
+        return merged(
+            _pretrained(base, f"{directory / CONFIGURATION}: its base_model_name_or_path {base!r}").float(),
+            directory,
+        ).eval()
     if not (directory / "config.json").is_file():
         raise DataError(
             f"{directory} has no config.json and no {CONFIGURATION}: give a checkpoint that a language model "
             "run wrote"
         )
+    return _pretrained(directory, str(directory)).eval()
+
+
+def _pretrained(name: str | Path, where: str) -> Any:
     try:
         with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                directory, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            return AutoModelForCausalLM.from_pretrained(
+                name, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(
-            f"{directory} is no language model that can be read: {' '.join(str(error).split())[:200]}; give a "
+            f"{where} is no language model that can be read: {' '.join(str(error).split())[:200]}; give a "
             "checkpoint that a language model run wrote"
         ) from error
-    return model.eval()
 
 
 def load_tokenizer(directory: Path) -> Any:

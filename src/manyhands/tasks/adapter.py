@@ -19,13 +19,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from manyhands.config.extras import optional
 from manyhands.errors import DataError, PlanError
-from manyhands.plan.language_model import Adapter
-from manyhands.tasks.model_configuration import without_progress_bars
+from manyhands.plan.fine_tuning import Adapter
 
 EXTRA = "lora"
 CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -38,8 +35,11 @@ def with_adapter(model: torch.nn.Module, adapter: Adapter) -> torch.nn.Module:
     that the model does not have, MissingExtra without peft.
     """
     peft = _peft()
+    from transformers import PreTrainedModel  # which peft has imported
+    from transformers.pytorch_utils import Conv1D
+
     settings = peft.LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if isinstance(model, PreTrainedModel) else None,
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
@@ -76,22 +76,27 @@ def save_adapter(
     (directory / CONFIGURATION).write_text(text + "\n", encoding="utf-8")
 
 
-def load_merged(directory: Path) -> Any:
-    """The base model of a directory that `save_adapter` wrote, with the adapter merged into its weights, in fp32 on
-    the CPU. Raises DataError if the base is not where it was or either is broken, MissingExtra without peft.
+def base_of(directory: Path) -> str | None:
+    """Where the frozen weights are of an adapter that `save_adapter` wrote; None for a directory without one. Raises
+    DataError.
+    """
+    file = directory / CONFIGURATION
+    if not file.is_file():
+        return None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: {error!r}; give a whole checkpoint") from error
+
+
+def merged(base: torch.nn.Module, directory: Path) -> Any:
+    """`base` with the adapter of `directory` merged into its weights. Raises DataError if it is broken or another
+    model's, MissingExtra without peft.
     """
     peft = _peft()
     try:
-        base = json.loads((directory / CONFIGURATION).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        with without_progress_bars(), _without_noise():
-            model = AutoModelForCausalLM.from_pretrained(
-                base,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-            return peft.PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+        with _without_noise():
+            return peft.PeftModel.from_pretrained(base, str(directory)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(
             f"adapter {directory}: {' '.join(str(error).split())[:300]}; its base_model_name_or_path in "

@@ -1,0 +1,1 @@
+"""What the two table tasks, tabular and survival, have in common."""
