@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from manyhands.engine.configuration import configure
+from manyhands.engine.configuration import Configuration, configure
 from manyhands.engine.settings import EngineSettings
-from manyhands.errors import PlanError
+from manyhands.errors import MissingExtra, PlanError
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.inputs import inputs_of
 from manyhands.hosts.launch import Job, configured_for, environment_of_job
 from manyhands.hosts.record import Record, recorded
+from manyhands.plan.needs import Package
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import CustomTask
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 Begun = Callable[..., tuple[Record, list[str]]]
@@ -75,6 +78,63 @@ def test_so_is_what_lies_beside_it_and_is_imported(tmp_path: Path, monkeypatch: 
     sent = {each.name for each in inputs_of(plan, ("mine:FAMILY",)).files}
     modules = {"mine.py", "layers/__init__.py", "layers/norm.py", "layers/table.json", "shapes.py"}
     assert sent == {f"code/{name}" for name in modules}
+
+
+def test_what_is_too_large_to_send_must_be_there(
+    tmp_path: Path, host: LoopbackHost, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.csv").write_text("a,target\n1,2\n")
+    (tmp_path / "large.csv").write_text("a,target\n" + "1,2\n" * 100)
+    words = ["task=tabular", f"task.table.files=[{tmp_path}/small.csv,{tmp_path}/large.csv]"]
+    monkeypatch.setattr("manyhands.hosts.inputs.LARGEST_BYTES", 100)
+    inputs = inputs_of(configure(words).plan)
+    assert [sent.name for sent in inputs.files] == ["inputs/00-small.csv"]
+    assert inputs.elsewhere == inputs.large == (str(tmp_path / "large.csv"),)
+    # the loopback host sees the same file system, so the path holds there
+    record, _ = begun(host.manyhands_home / "runs" / "large", *words, "task.table.generated_rows=null")
+    assert str(tmp_path / "large.csv") in (Path(record.parts[0].directory) / "plan.yaml").read_text()
+
+
+def test_of_syzygy_tables_only_those_that_are_needed(tmp_path: Path) -> None:
+    for name in ("KPvKP", "KPvK", "KQvK", "KQQvK"):
+        for kind in ("rtbw", "rtbz"):
+            (tmp_path / f"{name}.{kind}").write_bytes(b"table")
+    plan = configure(["task=chess_endgames", "task.pieces=KPkp", f"task.syzygy={tmp_path}"]).plan
+    names = {Path(sent.name).name for sent in inputs_of(plan).files}
+    assert {"KPvKP.rtbw", "KPvKP.rtbz", "KPvK.rtbw", "KQvK.rtbw"} <= names
+    assert not {"KQQvK.rtbw", "KQQvK.rtbz", "KQvK.rtbz"} & names
+
+
+def test_paths_of_a_task_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "rows.npz").write_bytes(b"rows")
+    settings = {
+        "file": str(tmp_path / "rows.npz"),
+        "deep": [{"where": str(tmp_path / "rows.npz")}],
+        "text": "a/b",
+    }
+    plan = Plan(task=CustomTask(target="mine:FAMILY", settings=settings))
+    inputs = inputs_of(plan)
+    assert [sent.name for sent in inputs.files] == ["inputs/00-rows.npz"]  # once
+    assert isinstance(inputs.plan.task, CustomTask)
+    there = "inputs/00-rows.npz"
+    assert inputs.plan.task.settings == {"file": there, "deep": [{"where": there}], "text": "a/b"}
+
+
+def test_a_host_without_a_package_that_the_plan_needs(
+    host: LoopbackHost, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = Package(module="no_such_module", extra="lora", option="task.adapter")
+    with monkeypatch.context() as patched:
+        patched.setattr(Configuration, "packages", lambda _: (lacking,))
+        with pytest.raises(
+            MissingExtra, match=r"server1 has no package 'no_such_module', which task\.adapter"
+        ):
+            begun(host.manyhands_home / "runs" / "lacking")
+    monkeypatch.setattr("manyhands.hosts.beginning.EXPORTING", ("no_such_module",))
+    _, told = begun(host.manyhands_home / "runs" / "no-export")
+    assert any(
+        "cannot export checkpoints as ONNX (`manyhands hosts setup server1 --extras onnx`" in t for t in told
+    )
 
 
 def test_shards_of_this_machine_are_sent_once(host: LoopbackHost, begun: Begun, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manyhands.config import LocalPath
 from manyhands.errors import PlanError
 from manyhands.plan.compose import load_plan
 from manyhands.plan.presets import PRESETS
@@ -113,7 +114,7 @@ def another(path: tuple[str, ...], value: Any) -> Any:
         return {}
     if path[-1] == "momentum":
         return 0.5
-    return "other" if str in get_args(annotation) or path[-1] in ("preset", "run_id") else 77
+    return "other" if {str, LocalPath} & {*get_args(annotation)} or path[-1] in ("preset", "run_id") else 77
 
 
 @pytest.mark.parametrize("path", [path for path, _ in leaves(Plan().model_dump())], ids=".".join)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Final, Self
 
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,9 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from manyhands.config.faults import did_you_mean, explain, shown
 from manyhands.errors import PlanError
 
-__all__ = ["HOME_VARIABLE", "Settings", "did_you_mean", "explain", "home", "shown"]
+__all__ = ["HOME_VARIABLE", "PATH", "LocalPath", "Settings", "did_you_mean", "explain", "home", "shown"]
 
 HOME_VARIABLE = "MANYHANDS_HOME"
+
+PATH: Final = object()
+LocalPath = Annotated[str, PATH]
+"""A setting that is, or may be, the path of a file or directory: with a training that goes elsewhere it is sent."""
 
 
 def home() -> Path:

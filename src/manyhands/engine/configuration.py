@@ -23,6 +23,7 @@ from manyhands.errors import PlanError
 from manyhands.identity.canonical import digest
 from manyhands.plan.choices import overlay
 from manyhands.plan.compose import apply_overrides, compose_data
+from manyhands.plan.needs import Package, packages_of
 from manyhands.plan.resolve import PLAN_FILE, dump_plan, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import MODEL_SETTINGS
@@ -44,6 +45,16 @@ class Configuration:
             return self.start.run
         both = {"plan": self.plan.model_dump(mode="json"), "engine": self.settings.model_dump(mode="json")}
         return f"{self.plan.name[:57]}-{digest(both, 'manyhands training v1')[:6]}"
+
+    def packages(self) -> tuple[Package, ...]:
+        """What must be installed beside manyhands' own requirements."""
+        logging = self.settings.logging
+        found = [*packages_of(self.plan)]
+        if logging.tensorboard:
+            found.append(Package(module="tensorboard", extra="tensorboard", option="logging.tensorboard"))
+        if logging.wandb_project is not None:
+            found.append(Package(module="wandb", extra="wandb", option="logging.wandb_project"))
+        return tuple(found)
 
     def as_yaml(self) -> str:
         """Plan and settings, every field written out."""

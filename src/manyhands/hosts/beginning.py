@@ -42,12 +42,15 @@ from manyhands.hosts.launch import (
     look,
     send,
     send_file,
+    setup_with,
     start,
 )
 from manyhands.hosts.record import Part, Record, recorded
 from manyhands.hosts.watching import View
 
 SHARDS: Final = "shards"
+EXPORTING: Final = ("onnx", "onnxruntime", "onnxscript")
+"""What a host exports with; without it trains all the same."""
 RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -90,13 +93,20 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
         jobs = [_job(wish, host, inputs, rank, len(hosts)) for rank, host in enumerate(hosts)]
         facts = await asyncio.gather(
             *(
-                look(there, host, paths=(*inputs.elsewhere, *wish.paths), gpus=job.devices is not None)
+                look(
+                    there,
+                    host,
+                    paths=(*inputs.elsewhere, *wish.paths),
+                    packages={*EXPORTING, *(package.module for package in job.packages)},
+                    gpus=job.devices is not None,
+                )
                 for there, host, job in zip(agents, hosts, jobs, strict=True)
             )
         )
         for fact, job in zip(facts, jobs, strict=True):
             check_ready(fact, job)
         _tell_of_outputs(facts, view)
+        _tell_of_exports(facts[0], jobs[0], view)
         record = _record(facts, wish)
         found = await asyncio.gather(*map(found_there, agents, record.parts, repeat(resume)))
         origin = None if resume is None else origin_of(wish.directory, resume, found[0])
@@ -243,6 +253,7 @@ def _job(wish: Wish, host: Host, inputs: Inputs, rank: int, nodes: int) -> Job:
         allowed=wish.allowed,
         devices=devices,
         processes=asked or len(devices or (0,)),
+        packages=wish.configuration.packages(),
         export=wish.export,
         rank=rank,
         nodes=nodes,
@@ -267,6 +278,15 @@ def _tell_of_outputs(facts: Sequence[Facts], view: View) -> None:
                 f"{fact.host.host_name}: {fact.host.path_to_output_from_host} is {fact.outputs}, so results come "
                 "back over the connection"
             )
+
+
+def _tell_of_exports(leads: Facts, job: Job, view: View) -> None:
+    """Before the training, not after it: a graph can be made here as well, but who knows it late has no choice."""
+    if job.export and not all(leads.raw["packages"][module] for module in EXPORTING):
+        name = leads.host.host_name
+        view.tell(
+            f"{name} cannot export checkpoints as ONNX ({setup_with(name, ['onnx'])} lets it): export them here"
+        )
 
 
 def _record(facts: Sequence[Facts], wish: Wish) -> Record:

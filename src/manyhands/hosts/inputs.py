@@ -1,8 +1,8 @@
 """What of this machine a training on a host needs: files that its plan names, and the code of a task of one's own.
 
 A path in the plan that exists here is sent, and is relative to the run's directory in the plan that goes with it; one
-that does not is a path of the host. Shards are not small: where they lie on the host is said by data.shards, and of
-the task that they were made of only what its model needs is read, hence sent.
+that does not is a path of the host, and so is one with more than is sent. Shards are not small: where they lie on the
+host is said by data.shards, and of the task that they were made of only what its model needs is read, hence sent.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from manyhands.errors import PlanError
+from manyhands.plan.needs import paths_of
 from manyhands.plan.resolve import resolve
 from manyhands.plan.schema import Plan
-from manyhands.plan.tasks import MODEL_SETTINGS, CustomTask
+from manyhands.plan.tasks import MODEL_SETTINGS, ChessEndgamesTask, CustomTask
+from manyhands.tasks.chess_endgames.pieces import needed_tables, parse
 
 INPUTS: Final = "inputs"
 CODE: Final = "code"
@@ -37,61 +39,98 @@ class Sent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """`plan`: with the paths as the host has them. `elsewhere`: paths in it that must exist on the host."""
+    """`plan`: with the paths as the host has them. `elsewhere`: paths in it that must be on the host. `large`: those
+    among them that are here too, and too large to be sent.
+    """
 
     plan: Plan
     files: tuple[Sent, ...]
     elsewhere: tuple[str, ...]
+    large: tuple[str, ...] = ()
 
 
 def inputs_of(plan: Plan, allowed: Sequence[str] = ()) -> Inputs:
-    """What to send. Raises PlanError for more than LARGEST_BYTES, and for code that is not found."""
+    """What to send. Raises PlanError for code that is not found."""
     data = plan.model_dump(mode="json")
     files: list[Sent] = []
     elsewhere: list[str] = []
-    read = data["task"]
-    if plan.data.shards is not None:
-        read = {key: read[key] for key in MODEL_SETTINGS.get(plan.task.name, ()) if key in read}
-    for holder, key, value in list(_paths(read, "")):
+    large: list[str] = []
+    left_bytes, placed = LARGEST_BYTES, dict[Path, str]()
+    for at, value in _paths(plan):
         here = Path(value).expanduser()
-        if here.exists():
-            name = f"{INPUTS}/{len({Path(f.name).parts[1] for f in files}):02}-{here.resolve().name}"
-            files += [Sent(file=file, name=f"{name}{tail}") for file, tail in _files(here)]
-            holder[key] = name
-        elif value.startswith(("/", "~")):
-            elsewhere.append(value)
-    data["task"] |= read
-    size = sum(sent.file.stat().st_size for sent in files)
-    if size > LARGEST_BYTES:
-        raise PlanError(
-            f"the files that the plan names are {size / 2**30:.1f} GiB: more than {LARGEST_BYTES / 2**30:g} GiB is "
-            "not sent with a training; put them on the host, and give their path there, one that does not exist here"
-        )
+        if not here.exists():
+            if value.startswith(("/", "~")):
+                elsewhere.append(value)
+            continue
+        if here.resolve() in placed:
+            _put(data["task"], at, placed[here.resolve()])
+            continue
+        found = _files(here, plan)
+        size = sum(file.stat().st_size for file, _ in found)
+        if size > left_bytes:
+            _put(data["task"], at, str(here.resolve()))
+            large.append(str(here.resolve()))
+            continue
+        left_bytes -= size
+        name = placed[here.resolve()] = f"{INPUTS}/{len(placed):02}-{here.resolve().name}"
+        files += [Sent(file=file, name=f"{name}{tail}") for file, tail in found]
+        _put(data["task"], at, name)
     if isinstance(plan.task, CustomTask) and plan.task.target in allowed:
         files += _code(plan.task.target)
-    return Inputs(plan=resolve(data, where="plan"), files=tuple(files), elsewhere=tuple(elsewhere))
+    return Inputs(
+        plan=resolve(data, where="plan"),
+        files=tuple(files),
+        elsewhere=(*elsewhere, *large),
+        large=tuple(large),
+    )
 
 
-def _paths(value: Any, name: str) -> Iterator[tuple[Any, Any, str]]:
-    """Each text that is a path by its name, with what holds it and under which key."""
-    items: Iterator[tuple[Any, Any]] = iter(())
+At = tuple[str | int, ...]
+
+
+def _paths(plan: Plan) -> Iterator[tuple[At, str]]:
+    """Each path of the task that is read by the training, and where it stands in the task."""
+    if isinstance(plan.task, CustomTask):
+        yield from _named_so(plan.task.settings, ("settings",))
+        return
+    only = None if plan.data.shards is None else MODEL_SETTINGS.get(plan.task.name, frozenset())
+    yield from ((at, path) for at, path in paths_of(plan.task) if only is None or at[0] in only)
+
+
+def _named_so(value: Any, at: At, called: str = "") -> Iterator[tuple[At, str]]:
+    """Of the settings of a task of one's own, which nobody describes: each text that is a path by its name, or that
+    has a / and exists here.
+    """
     if isinstance(value, dict):
-        items = iter(value.items())
+        for key, part in value.items():
+            yield from _named_so(part, (*at, key), key)
     elif isinstance(value, list):
-        items = iter(enumerate(value))
-    for key, part in items:
-        called = key if isinstance(key, str) else name
-        if isinstance(part, str) and part:
-            if called.rpartition("_")[2] in _NAMES_OF_PATHS:
-                yield value, key, part
-        else:
-            yield from _paths(part, called)
+        for number, part in enumerate(value):
+            yield from _named_so(part, (*at, number), called)
+    elif (
+        isinstance(value, str) and value and (called.rpartition("_")[2] in _NAMES_OF_PATHS or _is_here(value))
+    ):
+        yield at, value
 
 
-def _files(path: Path) -> list[tuple[Path, str]]:
+def _is_here(text: str) -> bool:
+    return "/" in text and Path(text).expanduser().exists()
+
+
+def _put(data: Any, at: At, value: str) -> None:
+    for key in at[:-1]:
+        data = data[key]
+    data[at[-1]] = value
+
+
+def _files(path: Path, plan: Plan) -> list[tuple[Path, str]]:
+    """The files to send of a path, and the end of their names; of Syzygy tables those that are needed."""
     if path.is_file():
         return [(path, "")]
     found = sorted(file for file in path.rglob("*") if file.is_file())
+    if isinstance(plan.task, ChessEndgamesTask) and Path(plan.task.syzygy or "").expanduser() == path:
+        needed = {name for ending in parse(plan.task.pieces).endings for name in needed_tables(ending)}
+        found = [file for file in found if file.name in needed]
     return [(file, "/" + file.relative_to(path).as_posix()) for file in found]
 
 

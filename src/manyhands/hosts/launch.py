@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +20,12 @@ from typing import Any, Final
 from manyhands import __version__
 from manyhands.config import home
 from manyhands.engine.configuration import Configuration
-from manyhands.errors import DataError, PlanError, Refused, StorageError, WorkerError
+from manyhands.errors import DataError, MissingExtra, PlanError, Refused, StorageError, WorkerError
 from manyhands.hosts.agent import SUPERVISOR, Agent, program
 from manyhands.hosts.hosts_file import Host
-from manyhands.hosts.inputs import CODE, Inputs, Sent
+from manyhands.hosts.inputs import CODE, LARGEST_BYTES, Inputs, Sent
 from manyhands.hosts.on_host.files import CHUNK
+from manyhands.plan.needs import Package
 
 LEAST_FREE_BYTES: Final = 256 << 20
 
@@ -57,6 +58,8 @@ class Job:
     allowed: tuple[str, ...] = ()
     devices: tuple[int, ...] | None = None
     processes: int = 1
+    packages: tuple[Package, ...] = ()
+    """That must be installed there."""
     export: bool = True
     resume: str | None = None
     """The checkpoint of the run's directory there that it goes on from."""
@@ -66,12 +69,20 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-async def look(there: Agent, host: Host, *, paths: Sequence[str] = (), gpus: bool = False) -> Facts:
+async def look(
+    there: Agent, host: Host, *, paths: Sequence[str] = (), packages: Iterable[str] = (), gpus: bool = False
+) -> Facts:
     """Ask a host about itself; whether it sees MANYHANDS_HOME of here is tried with a file."""
     outputs = host.path_to_output_from_host
     with _left_for_finding(bool(outputs)) as secret:
         raw = await there.ask(
-            "probe", work=host.work_dir, outputs=outputs, secret=secret, paths=list(paths), gpus=gpus
+            "probe",
+            work=host.work_dir,
+            outputs=outputs,
+            secret=secret,
+            paths=list(paths),
+            packages=list(packages),
+            gpus=gpus,
         )
     shared = raw["outputs"] == "shared"
     root = outputs.rstrip("/") if shared and outputs else str(raw["work"])
@@ -106,7 +117,7 @@ def _left_for_finding(wanted: bool) -> Iterator[str | None]:
 
 
 def check_ready(facts: Facts, job: Job) -> None:
-    """What keeps this job from running there. Raises WorkerError, Refused, DataError, StorageError."""
+    """What keeps this job from running there. Raises WorkerError, Refused, DataError, StorageError, MissingExtra."""
     name, raw = facts.host.host_name, facts.raw
     if facts.manyhands is None:
         raise WorkerError(
@@ -128,12 +139,28 @@ def check_ready(facts: Facts, job: Job) -> None:
             f"{name}: {facts.free_bytes >> 20} MiB are free at {raw['work']}, {LEAST_FREE_BYTES >> 20} MiB is the "
             "least to start with: free space there, or choose another WorkDir"
         )
+    lacking = [package for package in job.packages if not raw["packages"][package.module]]
+    if lacking:
+        raise MissingExtra(
+            f"{name} has no package {lacking[0].module!r}, which {lacking[0].option} needs: install it with "
+            f"{setup_with(name, {package.extra for package in lacking})}"
+        )
     missing = [path for path, there in raw["paths"].items() if not there]
+    if missing and missing[0] in job.inputs.large:
+        raise DataError(
+            f"{name} has no {missing[0]}, and here it is more than is sent with a training (in all "
+            f"{LARGEST_BYTES / 2**30:g} GiB): put it there, at the same path or with another one in the plan"
+        )
     if missing:
         raise DataError(
             f"{name} has no {missing[0]}: give the path as that host sees it, or send what is here (--upload-shards "
             "DIR; small files that the plan names are sent by themselves)"
         )
+
+
+def setup_with(name: str, extras: Iterable[str]) -> str:
+    """The command that installs these there."""
+    return f"`manyhands hosts setup {name} --extras {','.join(sorted(extras))}`"
 
 
 def check_devices(facts: Facts, devices: Sequence[int] | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manyhands.config import Settings
+from manyhands.config import LocalPath, Settings
 from manyhands.plan.fine_tuning import FineTuned
 
 Count = Annotated[int, Field(ge=1)]
@@ -53,7 +53,7 @@ class ChessEndgamesTask(FineTuned):
     pieces: Annotated[str, Field(min_length=3)] = "KPk"
     """White's pieces in capitals, then Black's: KPkp is king and pawn against king and pawn. Several by commas, with
     weights after a colon: KPkp:2,KRkp,krKP."""
-    syzygy: str | None = None
+    syzygy: LocalPath | None = None
     """Directory of Syzygy tables (.rtbw and .rtbz); null: solve endings of three pieces here."""
     positions: Count = 1_000_000
     """Positions of an epoch, each drawn by the plan's seed and its number."""

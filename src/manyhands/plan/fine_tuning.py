@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manyhands.config import Settings
+from manyhands.config import LocalPath, Settings
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -31,7 +31,7 @@ class FineTuned(Settings):
     """A task whose model may start from existing weights, and be trained whole or through an adapter."""
 
     name: str
-    weights: str | None = None
+    weights: LocalPath | None = None
     """Existing weights to start from: a checkpoint of a training of this task, by its directory, with a model of the
     same sizes; null: random weights."""
     adapter: Adapter | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manyhands.config import Settings
+from manyhands.config import LocalPath, Settings
 from manyhands.plan.fine_tuning import FineTuned
 
 Count = Annotated[int, Field(ge=1)]
@@ -40,7 +40,7 @@ class GridSet(Settings):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
     """What it is called in events and tables."""
-    path: str
+    path: LocalPath
     """`generated`, or a directory of ARC's JSON files."""
 
 
@@ -63,7 +63,7 @@ class GridsTask(FineTuned):
 
     name: Literal["grids"] = "grids"
     """grids: puzzles on coloured grids, from ARC's files or generated."""
-    training: str = "generated"
+    training: LocalPath = "generated"
     """Puzzles to train on: `generated`, or a directory of ARC's JSON files. Each pair is asked in turn."""
     evaluation: Annotated[tuple[GridSet, ...], Field(min_length=1)] = (
         GridSet(name="validation", path="generated"),

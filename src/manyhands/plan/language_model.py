@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from manyhands.config import Settings
+from manyhands.config import LocalPath, Settings
 from manyhands.plan.fine_tuning import FineTuned
 
 Count = Annotated[int, Field(ge=1)]
@@ -23,7 +23,7 @@ class Tokenizer(Settings):
     it; file: an existing one, from `path`."""
     vocabulary_size: Annotated[int, Field(ge=256, le=65_536)] = 1024
     """Entries of a trained vocabulary (bpe)."""
-    path: str | None = None
+    path: LocalPath | None = None
     """A tokenizer.json, a directory with one or with vocab.json and merges.txt (GPT-2's form), a tokenizer
     directory of transformers, or a name on the Hugging Face Hub (file)."""
     end: str | None = None
@@ -37,12 +37,12 @@ class TextSource(Settings):
     kind: Literal["files", "tokens", "parquet", "hub"] = "files"
     """files: text files; tokens: text that is tokens already; parquet: rows of Parquet files; hub: a data set
     that the package `datasets` loads, streamed."""
-    path: str = "stdlib"
+    path: LocalPath = "stdlib"
     """files: a file, a directory (its *.txt, *.md and *.py files, sorted by relative path), or `stdlib`: the
     source of Python's own standard library, which every machine with Python has. tokens: a .bin file of uint16
     without a header, as nanoGPT writes it, or a .npy file of integers. parquet: a file, or a directory of
     them. hub: OWNER/NAME, or a directory that `datasets` loads."""
-    validation_path: str | None = None
+    validation_path: LocalPath | None = None
     """Where the validation text is, in the same form; null: a share of `path` (files, tokens, parquet)."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share that is kept for validation. files: of the bytes, split by file where there are several; tokens:
@@ -74,7 +74,7 @@ class LanguageModelTask(FineTuned):
 
     name: Literal["language_model"] = "language_model"
     """language_model: a causal language model of transformers, trained on text."""
-    weights: str | None = None
+    weights: LocalPath | None = None
     """Existing weights to start from: a directory of transformers (config.json and safetensors), or a name on
     the Hugging Face Hub. The model and, unless the plan says otherwise, the tokenizer are those of the
     weights; null: random weights."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from manyhands.config import Settings
+from manyhands.config import LocalPath, Settings
 from manyhands.plan.fine_tuning import FineTuned
 
 Count = Annotated[int, Field(ge=1)]
@@ -21,7 +21,7 @@ def _says_more_than(settings: Settings, name: str) -> bool:
 class Table(Settings):
     """Rows from CSV files, or generated ones. Read once, by whoever prepares the run."""
 
-    files: tuple[str, ...] = ()
+    files: tuple[LocalPath, ...] = ()
     """CSV files in UTF-8, with the same columns; none: a generated table, seeded by the plan."""
     generated_rows: Annotated[int, Field(ge=50)] | None = None
     """Rows of the generated table; null: 2000."""
@@ -54,7 +54,7 @@ class TableSplit(Settings):
     equal rows stay together; null: 0.2, or as `column` says."""
     column: str | None = None
     """A column that names each row's split."""
-    file: str | None = None
+    file: LocalPath | None = None
     """A CSV file with a header that holds `column`, and `key` to match its rows; null: the table itself."""
     key: str | None = None
     """A column that table and `file` have in common, without duplicates; it is no feature."""
@@ -94,7 +94,7 @@ class Features(Settings):
     on_missing: Literal["drop", "mean", "indicator"] = "mean"
     """A missing value: drop the row; take the training rows' mean (of categories: all zeros); or that, and one
     more feature that says so. A row without a target is always dropped. All are counted."""
-    statistics: str | None = None
+    statistics: LocalPath | None = None
     """A statistics.json to use instead of what the training rows give: agreed means, deviations and
     categories."""
 
@@ -114,7 +114,7 @@ class TabularTask(FineTuned):
 
     name: Literal["tabular"] = "tabular"
     """tabular: classification or regression on CSV files, or on a generated table."""
-    weights: str | None = None
+    weights: LocalPath | None = None
     """Existing weights to start from: a checkpoint of a training of this task, by its directory, with the same hidden
     layers. How columns become numbers and what the answers mean is then as it was for them; null: random weights."""
     problem: Literal["classification", "regression"] = "classification"
@@ -139,7 +139,7 @@ class SurvivalTask(FineTuned):
 
     name: Literal["survival"] = "survival"
     """survival: Cox proportional hazards on CSV files, or on a generated table."""
-    weights: str | None = None
+    weights: LocalPath | None = None
     """Existing weights to start from: a checkpoint of a training of this task, by its directory, with the same hidden
     layers. How columns become numbers and what the answers mean is then as it was for them; null: random weights."""
     time: str = "time"

@@ -141,8 +141,10 @@ class Here:
             screen.show({"kind": "loading", "text": "loading torch"})
             from manyhands.engine.faults import check_trainable
             from manyhands.engine.run import train as run
+            from manyhands.plan.needs import check_installed
 
             place, resume = self._place(), self._resume()
+            check_installed(configuration.packages())
             check_trainable(configuration.plan, place, self._directory, resume, configuration.settings)
             if leads:
                 configuration.keep(self._directory)

@@ -34,6 +34,7 @@ def probe(line: Line, request: dict[str, Any]) -> None:
         docker=shutil.which("docker") or shutil.which("podman"),
         outputs=state_of(absolute(outputs), request.get("secret")) if outputs else None,
         paths={path: os.path.exists(absolute(path)) for path in request.get("paths", ())},
+        packages={name: has(name) for name in request.get("packages", ())},
     )
 
 
@@ -67,6 +68,12 @@ def version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def has(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
 
 
 def gpus() -> list[dict[str, Any]] | None:
