@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import pytest
 
-from manyhands.config.extras import optional
+from manyhands.config.extras import EXTRAS, optional
 from manyhands.errors import MissingExtra
 
 
@@ -31,3 +32,8 @@ def test_a_broken_package_keeps_its_own_error(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         optional("broken_package", extra="hub", option="--hub-repo")
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    provided = set(importlib.metadata.metadata("manyhands").get_all("Provides-Extra") or ())
+    assert set(EXTRAS) == provided - {"all", "dev"}

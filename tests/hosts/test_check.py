@@ -20,11 +20,11 @@ def checked(host: LoopbackHost, **entry: object) -> dict[str, Check]:
 
 def test_a_host_that_can_be_trained_on(host: LoopbackHost, capsys: pytest.CaptureFixture[str]) -> None:
     found = checked(host)
-    assert list(found) == ["connection", "python", "manyhands", "gpus", "disk", "clock", "mount"]
+    assert list(found) == ["connection", "python", "manyhands", "extras", "gpus", "disk", "clock", "mount"]
     assert {c.state for c in found.values()} <= {"ok", "note"}
     assert found["mount"].found == "none: results come back over the connection"
     assert run(["hosts", "check", "--format", "json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 7
+    assert len(json.loads(capsys.readouterr().out)) == 8
 
 
 def test_a_mount_is_found_out_by_trying(host: LoopbackHost) -> None:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
+from typing import Final
 
 from manyhands.errors import MissingExtra
+
+EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
+    "chess": ("chess",),
+    "eval": ("lm_eval",),
+    "hub": ("datasets",),
+    "lora": ("peft",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "shards": ("pyarrow",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+}
+"""extra -> the modules that it brings, as pyproject.toml has them."""
 
 
 def optional(module: str, *, extra: str, option: str) -> ModuleType:

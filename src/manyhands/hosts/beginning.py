@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from manyhands.config import home
+from manyhands.config.extras import EXTRAS
 from manyhands.data.shards.manifest import MANIFEST
 from manyhands.engine.configuration import Configuration
 from manyhands.errors import ManyhandsError, PlanError, ServerUnreachable, WorkerError
@@ -49,8 +50,8 @@ from manyhands.hosts.record import Part, Record, recorded
 from manyhands.hosts.watching import View
 
 SHARDS: Final = "shards"
-EXPORTING: Final = ("onnx", "onnxruntime", "onnxscript")
-"""What a host exports with; without it trains all the same."""
+EXPORTING: Final = EXTRAS["onnx"]
+"""What a host exports with; without them it trains all the same."""
 RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 

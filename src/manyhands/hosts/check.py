@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from manyhands import __version__
+from manyhands.config.extras import EXTRAS
 from manyhands.errors import ManyhandsError, WorkerError
 from manyhands.hosts.agent import agent
 from manyhands.hosts.connection import Connection, connected, is_here
 from manyhands.hosts.hosts_file import Host
-from manyhands.hosts.launch import LEAST_FREE_BYTES, Facts, check_devices, look
+from manyhands.hosts.launch import LEAST_FREE_BYTES, Facts, check_devices, look, setup_with
 
 OLDEST_PYTHON: Final = (3, 11)
 NEWEST_PYTHON: Final = (3, 13)
@@ -41,7 +42,8 @@ async def check(host: Host) -> list[Check]:
             try:
                 async with agent(connection, host) as there:
                     asked = time.time()
-                    facts = await look(there, host, gpus=True)
+                    packages = [module for modules in EXTRAS.values() for module in modules]
+                    facts = await look(there, host, packages=packages, gpus=True)
                     skew_s = facts.raw["time"] - (asked + time.time()) / 2
             except WorkerError as error:
                 say.fault("python", str(error), "" if host.docker_launch_command is None else "see docker")
@@ -89,6 +91,7 @@ def _facts(say: _Say, facts: Facts, skew_s: float) -> None:
         say.fault("manyhands", f"{facts.manyhands}, here it is {__version__}", setup)
     else:
         say.ok("manyhands", f"{facts.manyhands}, torch {raw['torch'] or 'is missing'}")
+        _extras(say, facts)
     _gpus(say, facts)
     free = f"{facts.free_bytes / 2**30:,.1f} GiB free at {raw['work']}"
     if not raw["writable"]:
@@ -106,6 +109,22 @@ def _facts(say: _Say, facts: Facts, skew_s: float) -> None:
     else:
         say.ok("clock", f"{skew_s:+.1f} s from here")
     _mount(say, facts)
+
+
+def _extras(say: _Say, facts: Facts) -> None:
+    """A plan that needs one that is missing is refused when it is to begin; without onnx nothing is exported."""
+    there = [
+        extra for extra, modules in EXTRAS.items() if all(facts.raw["packages"][name] for name in modules)
+    ]
+    shown = ", ".join(there) or "none"
+    if "onnx" in there:
+        say.ok("extras", shown)
+    else:
+        say.note(
+            "extras",
+            f"{shown}: without onnx checkpoints are not exported there",
+            setup_with(facts.host.host_name, ["onnx"]).strip("`"),
+        )
 
 
 def _gpus(say: _Say, facts: Facts) -> None:

@@ -188,19 +188,33 @@ def check(names: tuple[str, ...], output: str) -> None:
     metavar="FILE",
     help="A wheel of manyhands.  [default: made of what runs here]",
 )
-@click.option("--extras", metavar="onnx,chess", default="", help="Optional parts to install as well.")
+@click.option(
+    "--extras",
+    metavar="onnx,chess",
+    default="onnx",
+    show_default=True,
+    help="Optional parts to install as well; '' for none.",
+)
 @click.option("--system-packages", is_flag=True, help="Use what the host's Python has installed, as torch.")
 @click.option("--no-dependencies", is_flag=True, help="Install nothing else: no network is needed there.")
 def setup(name: str, wheel: Path | None, extras: str, system_packages: bool, no_dependencies: bool) -> None:
     """Install this version of manyhands on a host: into an environment of its own in WorkDir, without root."""
     import tempfile
 
+    from manyhands.config import did_you_mean
+    from manyhands.config.extras import EXTRAS
     from manyhands.hosts.hosts_file import host_named
     from manyhands.hosts.setup import own_wheel
     from manyhands.hosts.setup import setup as set_up
     from manyhands.ui.terminal import printable_lines
 
     host = host_named(name)
+    wanted = [extra for extra in extras.split(",") if extra]
+    if unknown := sorted({*wanted} - {*EXTRAS}):
+        raise click.UsageError(
+            f"--extras: there is no part {unknown[0]!r}.{did_you_mean(unknown[0], EXTRAS)} There are: "
+            f"{', '.join(EXTRAS)}"
+        )
     with tempfile.TemporaryDirectory(prefix="manyhands-wheel-") as directory:
         made = asyncio.run(
             set_up(
@@ -208,7 +222,7 @@ def setup(name: str, wheel: Path | None, extras: str, system_packages: bool, no_
                 wheel or own_wheel(Path(directory)),
                 system_packages=system_packages,
                 dependencies=not no_dependencies,
-                extras=[extra for extra in extras.split(",") if extra],
+                extras=wanted,
                 tell=_tell,
             )
         )
