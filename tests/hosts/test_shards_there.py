@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 
@@ -33,6 +35,23 @@ def test_shards_of_rows_that_are_only_here(
     there = Path(record["parts"][0]["directory"])
     assert not (there / "inputs").exists()
     (place,) = (there.parent.parent / "shards").glob("table-*")
+
+    done = manyhands("eval", "uploaded")
+    assert done.returncode == 4, done.stdout
+    assert "fetch it with `manyhands hosts fetch uploaded --all`" in done.stderr
+    assert manyhands("hosts", "fetch", "uploaded", "--all").returncode == 0
+    place.rename(place.with_name("moved"))  # this user could read them there
+    done = manyhands("eval", "uploaded")
+    assert done.returncode == 4, done.stdout
+    assert "say where they are (--shards DIR)" in done.stderr
+    done = manyhands("eval", "uploaded", "--shards", str(shards), "--format", "json")
+    assert done.returncode == 0, done.stderr
+    lines = (host.manyhands_home / "runs" / "uploaded" / "events.jsonl").read_text().splitlines()
+    last = [event for event in map(json.loads, lines) if event["kind"] == "evaluation"][-1]
+    assert json.loads(done.stdout)[0]["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    done = manyhands("train", "--resume", "uploaded", "--shards", str(shards))
+    assert done.returncode == 0, done.stdout + done.stderr
+    place.with_name("moved").rename(place)
 
     source.unlink()
     done = manyhands("train", "--host", "server1", "--shards", str(place), *words, "run=there")

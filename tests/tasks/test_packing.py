@@ -197,7 +197,7 @@ def test_shards_that_changed_since_the_training_began(tmp_path: Path, table_shar
     with pytest.raises(DataError, match="are others than when this training was prepared"):
         family_of(plan).open(plan, tmp_path / "task")
     manifest.rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"prepared over are not in .*: put them there again"):
+    with pytest.raises(DataError, match=r"prepared over are not in .* too: put them there again"):
         family_of(plan).open(plan, tmp_path / "task")
     (tmp_path / "elsewhere").rename(manifest)
     material = directory / "materials" / "table.json"

@@ -101,8 +101,13 @@ def configure(
 
 
 def kept_configuration(directory: Path, overrides: Sequence[str] = ()) -> Configuration:
-    """That of a training, from its directory, with overrides on top. Raises PlanError."""
+    """That of a training, from its directory, with overrides on top. Shards that lie beside it, as those that were
+    sent to a host, are found from anywhere. Raises PlanError.
+    """
     data = read_plan_file(directory / PLAN_FILE)
+    beside = directory / str((data.get("data") or {}).get("shards"))
+    if beside.is_dir():
+        data["data"]["shards"] = str(beside.resolve())
     if (directory / ENGINE_FILE).is_file():
         data |= read_plan_file(directory / ENGINE_FILE)
     if overrides:

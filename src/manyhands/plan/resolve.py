@@ -103,7 +103,12 @@ def dump_plan(plan: Plan) -> str:
 
 
 def plan_hash(plan: Plan) -> str:
-    """SHA-256 over the canonical bytes of all fields: 64 hex digits."""
+    """SHA-256 over the canonical bytes of all fields, but for where shards lie: 64 hex digits.
+
+    They may be moved, and lie elsewhere on each machine; that they are the same is known by their manifest.
+    """
+    if plan.data.shards is not None:
+        plan = plan.model_copy(update={"data": plan.data.model_copy(update={"shards": "given"})})
     return digest(plan, _HASH_DOMAIN)
 
 

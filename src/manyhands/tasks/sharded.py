@@ -84,7 +84,7 @@ class ShardedFamily:
             },
         }
         write_json(directory / RECORD, record)
-        opened = _opened(record)
+        opened = _opened(record, plan)
         prepared = self._prepare_model(plan, manifest, directory)
         return Prepared(
             materials={**prepared.materials, RECORD: directory / RECORD},
@@ -118,7 +118,7 @@ class ShardedFamily:
         """
         try:
             record = json.loads((materials / RECORD).read_text(encoding="utf-8"))
-            shards = _opened(record)
+            shards = _opened(record, plan)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"material {materials / RECORD}: {error!r}; prepare the task again") from error
         return ShardedTask(self._family.open(plan, materials), shards, _warnings(record))
@@ -162,20 +162,23 @@ def _directory(plan: Plan) -> Path:
     return Path(plan.data.shards).expanduser().resolve()
 
 
-def _opened(record: Mapping[str, Any]) -> Shards:
-    directory = Path(record["directory"])
+def _opened(record: Mapping[str, Any], plan: Plan) -> Shards:
+    """Where the plan says, or where they were when the task was prepared. Raises DataError."""
     left_out = {str(fault["file"]) for fault in record["broken"]["named"]}
-    if not (directory / MANIFEST).is_file():
+    places = [_directory(plan), Path(record["directory"])]
+    there = [place for place in places if (place / MANIFEST).is_file()]
+    if not there:
         raise DataError(
-            f"the shards that this task was prepared over are not in {directory}: put them there again; evaluation "
-            "sets lie in them too"
+            f"the shards that this task was prepared over are not in {places[0]}, and evaluation sets lie in them "
+            "too: put them there again, or say where they are (--shards DIR)"
         )
-    if sha256_of(directory / MANIFEST) != record["manifest_sha256"]:
+    same = [place for place in there if sha256_of(place / MANIFEST) == record["manifest_sha256"]]
+    if not same:
         raise DataError(
-            f"the shards in {directory} are others than when this training was prepared: put those back, or start "
-            "a new training"
+            f"the shards in {there[0]} are others than when this training was prepared: put those back, say where "
+            "they are (--shards DIR), or start a new training"
         )
-    return Shards.open(directory, left_out)
+    return Shards.open(same[0], left_out)
 
 
 def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
-from manyhands.errors import StorageError
+from manyhands.errors import DataError, PlanError, StorageError
 from manyhands.ui.plans import no_run_at, run_at, training_of
 
 if TYPE_CHECKING:
@@ -45,17 +45,37 @@ def locate(where: str) -> Path:
     return found[-1] if found else path
 
 
-def origin_of(checkpoint: Path) -> Origin | None:
-    """That of a training, from its directory, or of a run that was served from here; None for what lies elsewhere."""
+def origin_of(checkpoint: Path, shards: Path | None = None) -> Origin | None:
+    """That of a training, from its directory, or of a run that was served from here; None for what lies elsewhere.
+
+    shards: where those of the training are. Raises PlanError for ones that it has no use for, DataError where the
+    materials are still on the host that trained.
+    """
     from manyhands.engine.configuration import kept_configuration
+    from manyhands.hosts.record import recorded
     from manyhands.plan.resolve import PLAN_FILE, read_plan_file, resolve
 
     training = training_of(str(checkpoint))
     if training is not None and (training / PLAN_FILE).is_file():
-        return Origin(plan=kept_configuration(training).plan, materials=training / "materials")
+        plan = kept_configuration(training).plan
+        materials = training / "materials"
+        if not materials.is_dir() and recorded(training) is not None:
+            raise DataError(
+                f"{training} was trained on another host, where its prepared data still is: fetch it with `manyhands "
+                f"hosts fetch {training.name} --all`"
+            )
+        return Origin(plan=_on(plan, shards), materials=materials)
     run = checkpoint.resolve().parent.parent
     materials = run / "server" / "evaluator"
     if not (materials.is_dir() and (run / PLAN_FILE).is_file()):
         return None
     plan = resolve(read_plan_file(run / PLAN_FILE), where=str(run / PLAN_FILE))
-    return Origin(plan=plan, materials=materials)
+    return Origin(plan=_on(plan, shards), materials=materials)
+
+
+def _on(plan: Plan, shards: Path | None) -> Plan:
+    if shards is None:
+        return plan
+    if plan.data.shards is None:
+        raise PlanError(f"--shards {shards}: this model was not trained on shards; leave it out")
+    return plan.model_copy(update={"data": plan.data.model_copy(update={"shards": str(shards.resolve())})})

@@ -57,6 +57,12 @@ _TASK_COLUMNS = {
     "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
 @click.option(
+    "--shards",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where the training's shards are here.  [default: where they were]",
+)
+@click.option(
     "--pictures",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -72,6 +78,7 @@ def evaluate(
     limit: int | None,
     include_path: Path | None,
     device: str,
+    shards: Path | None,
     pictures: Path | None,
     allowed: tuple[str, ...],
     output: str,
@@ -89,10 +96,11 @@ def evaluate(
         raise click.UsageError(f"{without[0]} belongs to tasks of lm-eval: give --tasks too")
     found = locate(checkpoint)
     if tasks is None:
-        _print_own(_own(found, device, limit, pictures, allowed), output)
+        _print_own(_own(found, device, limit, shards, pictures, allowed), output)
         return
-    if pictures is not None:
-        raise click.UsageError("--pictures is for the task's own sets: leave out --tasks")
+    if pictures is not None or shards is not None:
+        option = "--shards" if pictures is None else "--pictures"
+        raise click.UsageError(f"{option} is for the task's own sets: leave out --tasks")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise click.UsageError(f"--tasks {tasks!r} names none, as in --tasks hellaswag,piqa")
@@ -113,13 +121,18 @@ def evaluate(
 
 
 def _own(
-    found: Path, device: str, limit: int | None, pictures: Path | None, allowed: tuple[str, ...]
+    found: Path,
+    device: str,
+    limit: int | None,
+    shards: Path | None,
+    pictures: Path | None,
+    allowed: tuple[str, ...],
 ) -> list[dict[str, Any]]:
     from manyhands.engine.device import choose_device
     from manyhands.engine.evaluate_checkpoint import evaluate_checkpoint
     from manyhands.ui.checkpoints import origin_of
 
-    origin = origin_of(found)
+    origin = origin_of(found, shards)
     if origin is None:
         raise click.UsageError(
             f"{found} lies in no directory of a training, nor of a run served from here, which have the plan and the "
