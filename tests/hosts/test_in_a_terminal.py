@@ -36,14 +36,14 @@ for step in range(1, 9999):
 
 
 class Terminal:
-    """`manyhands hosts attach` in a terminal of its own."""
+    """A command in a terminal of its own."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], *words: str) -> None:
         self.text = ""
         main, other = pty.openpty()
         self._main = main
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "manyhands", "hosts", "attach", "shown"],
+            [sys.executable, "-m", "manyhands", *words],
             stdin=other, stdout=other, stderr=other, start_new_session=True,
             env={**os.environ, **environment, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
             preexec_fn=_own_terminal,
@@ -106,7 +106,7 @@ def status(host: LoopbackHost, tmp_path: Path) -> Iterator[dict[str, int]]:
 @pytest.fixture
 def terminal(host: LoopbackHost, status: dict[str, int]) -> Iterator[Terminal]:
     assert status
-    found = Terminal(host.environment())
+    found = Terminal(host.environment(), "hosts", "attach", "shown")
     yield found
     found.close()
 
@@ -147,3 +147,38 @@ def test_a_second_one_detaches(terminal: Terminal, status: dict[str, int]) -> No
     terminal.types(b"\x03")
     assert terminal.ends() == 130
     assert begun(status["child"]) is not None
+
+
+def test_several_in_one_table(host: LoopbackHost, status: dict[str, int]) -> None:
+    assert status
+    place = host.manyhands_home / "runs"
+    record = json.loads((place / "shown" / "host.json").read_text())
+    (place / "too").mkdir()
+    (place / "too" / "host.json").write_text(json.dumps(record | {"run": "too"}))
+    terminal = Terminal(host.environment(), "hosts", "attach", "shown", "too")
+    try:
+        terminal.sees("shown training, too training")
+        terminal.types(b"\x03")
+        terminal.sees(QUESTION)
+        terminal.types(b"d\n")
+        terminal.sees("too goes on at server1; see it again with: manyhands hosts attach too")
+        assert terminal.ends() == 0
+    finally:
+        terminal.close()
+
+
+def test_a_sweep_is_stopped(host: LoopbackHost, endless: tuple[str, ...]) -> None:
+    words = [word for word in endless if not word.startswith("run=")]
+    values = "optimizer.lr=0.001,0.002,0.003"
+    terminal = Terminal(host.environment(), "train", "-m", "--host", "server1", "--no-export", *words, values)
+    try:
+        terminal.sees("training", within_s=90)
+        terminal.sees("samples/s")
+        terminal.types(b"\x03")
+        terminal.sees(QUESTION)
+        terminal.types(b"s\n")
+        terminal.sees("not begun: optimizer.lr=0.002; optimizer.lr=0.003")
+        terminal.sees("was asked to end, and has ended", within_s=60)
+        assert terminal.ends() == 130
+    finally:
+        terminal.close()

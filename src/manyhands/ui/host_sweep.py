@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from manyhands.errors import ManyhandsError, Refused, ServerUnreachable, StorageError, WorkerError
+from manyhands.errors import (
+    Interrupted,
+    ManyhandsError,
+    Refused,
+    ServerUnreachable,
+    StorageError,
+    WorkerError,
+)
 from manyhands.hosts.beginning import Wish, begin
 from manyhands.hosts.hosts_file import Host
+from manyhands.hosts.record import Record
 from manyhands.hosts.watching import watch, words_of
-from manyhands.ui.host_training import REFRESH_PER_S, Signals, detached
+from manyhands.ui.attending import attended, detached, stop_all
+from manyhands.ui.host_training import REFRESH_PER_S
 from manyhands.ui.live import Screen
 from manyhands.ui.live_training import train_line
 from manyhands.ui.logs import json_line
@@ -35,12 +45,24 @@ class SweepScreen(Screen):
         self.tables: list[TrainingTable] = []
 
     def add(self, name: str, samples_per_step: int) -> TrainingTable:
-        self.tables.append(TrainingTable(samples_per_step, name))
-        return self.tables[-1]
+        table = TrainingTable(samples_per_step, name)
+        with self._lock:
+            self.tables.append(table)
+        return table
 
-    def draw(self) -> None:
+    def remove(self, table: TrainingTable) -> None:
+        with self._lock:
+            self.tables.remove(table)
+        self._draw()
+
+    def take(self, table: TrainingTable, event: Mapping[str, Any]) -> None:
+        with self._lock:
+            table.take(event)
+        self._draw()
+
+    def _panel(self) -> RenderableType:
         states = ", ".join(f"{printable(t.name)} {t.state}" for t in self.tables)
-        self._draw(Group(Text(states, style="dim"), table_of(self.tables, rows=max(ROWS, len(self.tables)))))
+        return Group(Text(states, style="dim"), table_of(self.tables, rows=max(ROWS, len(self.tables))))
 
 
 class OneOfMany:
@@ -49,14 +71,17 @@ class OneOfMany:
     def __init__(self, screen: SweepScreen, table: TrainingTable) -> None:
         self._screen, self._table = screen, table
 
+    @property
+    def name(self) -> str:
+        return self._table.name
+
     def event(self, event: Mapping[str, Any]) -> None:
-        self._table.take(event)
+        self._screen.take(self._table, event)
         if self._screen.logs == "json":
             click.echo(json_line({"run": self._table.name, **event}))
             sys.stdout.flush()
         elif self._screen.logs == "console" and (text := train_line(event)):
             self._screen.line(f"{self._table.name}: {text}")
-        self._screen.draw()
 
     def line(self, host: str, text: str) -> None:
         self.tell(f"{host}: {text}")
@@ -73,7 +98,7 @@ def sweep_on_hosts(groups: Sequence[Sequence[Host]], wishes: Sequence[tuple[str,
 
     A training that fails does not keep the others from being tried. A host on which one cannot begin gets no more,
     and another carries it out; what is left when there is no host any more has failed as the last one did.
-    A signal detaches from those that run; those that have not begun are not begun. Raises Interrupted then.
+    Who detaches from those that run is told which have not begun, and are not. Raises Interrupted after a signal.
     """
     return asyncio.run(_Sweep(groups, wishes, logs).carry_out())
 
@@ -85,26 +110,34 @@ class _Sweep:
         self._groups, self._logs = groups, logs
         self._left = list(enumerate(wishes))
         self._codes: dict[int, int] = {}
-        self._running: dict[int, Any] = {}
+        self._running: dict[int, Record] = {}
+        self._unsure: list[str] = []  # were being begun when a person left
         self._beginning = 0
         self._turn = asyncio.Condition()
         self._fault: ManyhandsError | None = None
 
     async def carry_out(self) -> int:
-        with SweepScreen(self._logs) as screen, Signals() as signals:
+        with SweepScreen(self._logs) as screen:
             workers = asyncio.create_task(self._all(screen))
-            asked = asyncio.create_task(signals.next())
-            try:
-                await asyncio.wait({workers, asked}, return_when=asyncio.FIRST_COMPLETED)
-                if asked.done():
-                    detached(list(self._running.values()), chosen=False)
-            finally:
-                asked.cancel()
-                workers.cancel()
-                await asyncio.gather(workers, asked, return_exceptions=True)
-        if not workers.cancelled() and (error := workers.exception()) is not None:
-            raise error
+            left = await attended(workers, screen, lambda: self._stop(screen))
+        if left is not None:
+            return detached(list(self._running.values()), left, self._not_begun())
+        workers.result()
         return next((code for _, code in sorted(self._codes.items()) if code), 0)
+
+    async def _stop(self, screen: SweepScreen) -> None:
+        """Begin no more, and have those that run save and end."""
+        if waiting := self._not_begun():
+            screen.line(waiting)
+        self._codes |= {number: Interrupted.exit_code for number, _ in self._left}
+        self._left.clear()
+        await stop_all(list(self._running.values()), screen.line)
+
+    def _not_begun(self) -> str:
+        names = [name or wish.run for _, (name, wish) in self._left]
+        lines = [f"not begun: {'; '.join(names)}"] if names else []
+        lines += [f"{name} was just being begun: `manyhands hosts ls` tells" for name in self._unsure]
+        return "\n".join(lines)
 
     async def _all(self, screen: SweepScreen) -> None:
         await asyncio.gather(*(self._work(group, screen) for group in self._groups))
@@ -136,9 +169,12 @@ class _Sweep:
             view = OneOfMany(screen, table)
             try:
                 record = await begin(group, wish, view)
+            except asyncio.CancelledError:  # a person leaves just now
+                self._unsure.append(shown)
+                raise
             except _OF_THE_HOST as error:
                 view.tell(f"error: {error}; nothing more is begun there")
-                screen.tables.remove(table)
+                screen.remove(table)
                 self._left.insert(0, taken)
                 self._fault = error
                 return
@@ -150,19 +186,38 @@ class _Sweep:
             finally:
                 await self._has_begun()
             if number in self._running:
-                await self._watched(number, shown, wish, view)
+                self._codes[number] = await _watched(
+                    wish.directory, self._running[number], view, replay=False
+                )
+                del self._running[number]  # not of one that is left: it goes on
 
-    async def _watched(self, number: int, shown: str, wish: Wish, view: OneOfMany) -> None:
-        """To its end."""
-        try:
-            outcome = await watch(wish.directory, self._running[number], view, replay=False)
-        except ManyhandsError as error:
-            view.tell(f"error: {error}")
-            self._codes[number] = error.exit_code
-            return
-        finally:
-            del self._running[number]
-        self._codes[number] = outcome.exit_code
-        for host, ending in outcome.endings.items():
-            if ending.get("exit_code") != 0:
-                click.echo(f"error: {shown}: {printable_lines(words_of(host, ending))}", err=True)
+
+def attach_all(runs: Sequence[tuple[Path, Record]], logs: str) -> int:
+    """Watch several trainings that were started before; the exit code of the first that failed."""
+
+    async def carry_out() -> int:
+        with SweepScreen(logs) as screen:
+            views = [OneOfMany(screen, screen.add(record.run, record.samples_per_step)) for _, record in runs]
+            watching = asyncio.gather(
+                *(_watched(*run, view, replay=True) for run, view in zip(runs, views, strict=True))
+            )
+            records = [record for _, record in runs]
+            left = await attended(watching, screen, lambda: stop_all(records, screen.line))
+        if left is not None:
+            return detached([record for record in records if not record.fetched], left)
+        return next((code for code in watching.result() if code), 0)
+
+    return asyncio.run(carry_out())
+
+
+async def _watched(directory: Path, record: Record, view: OneOfMany, *, replay: bool) -> int:
+    """One training to its end; its exit code."""
+    try:
+        outcome = await watch(directory, record, view, replay=replay)
+    except ManyhandsError as error:
+        view.tell(f"error: {error}")
+        return error.exit_code
+    for host, ending in outcome.endings.items():
+        if ending.get("exit_code") != 0:
+            click.echo(f"error: {view.name}: {printable_lines(words_of(host, ending))}", err=True)
+    return outcome.exit_code

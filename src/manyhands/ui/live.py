@@ -7,8 +7,10 @@ place (rich), elsewhere as plain lines, one for each thing that happened. Nobody
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,15 +54,24 @@ def choose_logs(asked: str | None) -> str:
 
 
 class Screen:
-    """A rich Live, or nothing; `_draw` is what a subclass shows."""
+    """What is redrawn in place, or nothing; `_panel` is what a subclass shows.
+
+    It is made and drawn only after news (`_draw`), by a thread, and at most `refresh_per_s` times a second: a view
+    that somebody follows for days must cost little. What `_panel` goes through changes under `_lock`.
+    """
 
     def __init__(self, redrawn: bool, *, refresh_per_s: float = 6) -> None:
         self.console = Console()
-        self._live = Live(console=self.console, refresh_per_second=refresh_per_s) if redrawn else None
+        self._redrawn = redrawn
+        self._live: Live | None = None
+        self._least_s = 1 / refresh_per_s
+        self._lock = threading.RLock()
+        self._news, self._closed = threading.Event(), threading.Event()
+        self._drawing: threading.Thread | None = None
+        self._held: list[str] | None = None
 
     def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
+        self._go_on()
         return self
 
     def __exit__(
@@ -70,24 +81,67 @@ class Screen:
 
     def close(self) -> None:
         """Stop redrawing; what was drawn last stays."""
-        if self._live is not None:
-            self._live.stop()
+        if self._live is None or self._drawing is None:
+            return
+        self._closed.set()
+        self._news.set()
+        self._drawing.join()
+        self._drawing = None
+        self._live.stop()
 
-    def go_on(self) -> None:
-        """Redraw again."""
-        if self._live is not None:
-            self._live.start()
+    def _go_on(self) -> None:
+        if not self._redrawn:
+            return
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False, get_renderable=self._locked_panel)
+        self._closed.clear()
+        self._live.start(refresh=True)
+        self._drawing = threading.Thread(target=self._redraw, name="screen", daemon=True)
+        self._drawing.start()
 
-    def _draw(self, what: RenderableType) -> None:
-        if self._live is not None:
-            self._live.update(what)
+    def _redraw(self) -> None:
+        assert self._live is not None
+        while not self._closed.wait(self._least_s):
+            self._news.wait()
+            self._news.clear()
+            self._live.refresh()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Nothing is drawn and no line is written while a person is asked; the lines come after."""
+        self.close()
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            self._go_on()
+            for text in held:
+                self._write(text)
+
+    def _locked_panel(self) -> RenderableType:
+        with self._lock:
+            return self._panel()
+
+    def _panel(self) -> RenderableType:
+        return ""
+
+    def _draw(self) -> None:
+        self._news.set()
 
     def line(self, text: str) -> None:
         """A line that stays: above the redrawn view, or on standard output."""
-        if self._live is not None:
-            self.console.print(Text(f"{clock()}  {text}"))
+        text = f"{clock()}  {text}"
+        if self._held is None:
+            self._write(text)
         else:
-            click.echo(f"{clock()}  {text}")
+            self._held.append(text)
+
+    def _write(self, text: str) -> None:
+        if self._live is not None:
+            self.console.print(Text(text))
+        else:
+            click.echo(text)
             sys.stdout.flush()
 
 
@@ -103,6 +157,7 @@ class RunScreen(Screen):
         self._incidents = 0
         self._evaluations = 0
         self._phase = ""
+        self._view: RunView | None = None
 
     def line(self, text: str) -> None:
         if not self._silent:
@@ -110,11 +165,15 @@ class RunScreen(Screen):
 
     def show(self, view: RunView) -> None:
         if self._lines:
-            for text in self._news(view):
+            for text in self._happened(view):
                 self.line(text)
-        self._draw(run_table(view))
+        self._view = view
+        self._draw()
 
-    def _news(self, view: RunView) -> list[str]:
+    def _panel(self) -> RenderableType:
+        return "" if self._view is None else run_table(self._view)
+
+    def _happened(self, view: RunView) -> list[str]:
         """What has happened since the last view, a line each."""
         names = _names(view)
         news = []
@@ -233,7 +292,7 @@ class ClientScreen(Screen):
             if self._logs in ("console", "tui-and-console"):
                 level = str(event.get("level", "info"))
                 self.line(text if level == "info" else f"{level}: {text}")
-        self._draw(self._panel())
+        self._draw()
 
     def _panel(self) -> RenderableType:
         now = self._now

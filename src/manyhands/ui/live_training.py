@@ -45,11 +45,12 @@ class TrainScreen(Screen):
             click.echo(json_line(event))
             sys.stdout.flush()
             return
-        self._take(event)
+        with self._lock:
+            self._take(event)
         text = train_line(event)
         if text and (self._logs == "console" or event["kind"] not in _IN_THE_PANEL):
             self.line(text)
-        self._draw(self._panel())
+        self._draw()
 
     def _take(self, event: Mapping[str, Any]) -> None:
         if self._table is not None:

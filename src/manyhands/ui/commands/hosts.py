@@ -232,23 +232,25 @@ def setup(name: str, wheel: Path | None, extras: str, system_packages: bool, no_
 
 
 @click.command("attach", cls=Command)
-@run_argument
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option(
     "--logs",
     type=click.Choice(["tui", "console", "json", "none"]),
     help="What to show.  [default: tui on a terminal, else console]",
 )
-def attach(run: str, logs: str | None) -> None:
+def attach(runs: tuple[str, ...], logs: str | None) -> None:
     """See a training on a host again, from where its events are here, and bring back what it makes.
 
-    Ends as the training does. RUN is its name, or its directory here.
+    Several, as of one command with --multirun, share one table. Ends as the training does, or as the first of them
+    that failed. RUN is its name, or its directory here.
     """
     from manyhands.hosts.record import run_named
+    from manyhands.ui.host_sweep import attach_all
     from manyhands.ui.host_training import attach as watch
     from manyhands.ui.live import choose_logs
 
-    directory, record = run_named(run)
-    code = watch(directory, record, choose_logs(logs))
+    found = [run_named(run) for run in runs]
+    code = watch(*found[0], choose_logs(logs)) if len(found) == 1 else attach_all(found, choose_logs(logs))
     if code:
         raise click.exceptions.Exit(code)
 
