@@ -19,8 +19,8 @@ from manyhands.engine.configuration import kept_configuration
 from manyhands.engine.events import read_events
 from manyhands.engine.results import ENDINGS, SUFFIX, write_results
 from manyhands.errors import ManyhandsError, MissingExtra
+from manyhands.hosts.exports import DIRECTORY, forget_exports
 
-DIRECTORY = "exports"
 _BEGINNINGS = ("started", "resumed")
 
 
@@ -67,17 +67,6 @@ def _wanted(directory: Path) -> list[Path]:
 
 def _graph(directory: Path, checkpoint: Path) -> Path:
     return directory / DIRECTORY / f"{checkpoint.name}.onnx"
-
-
-def forget_exports(directory: Path) -> None:
-    """Remove those of checkpoints that are not there any more, and what was left behind half-written."""
-    kept = {checkpoint.name for checkpoint in numbered(directory / "checkpoints", TRAINING)}
-    for file in (directory / DIRECTORY).glob(f"{TRAINING}-*.onnx*"):
-        if file.name.partition(".")[0] not in kept:
-            file.unlink(missing_ok=True)
-    for file in (directory / DIRECTORY).glob(f".{TRAINING}-*.part*"):
-        if file.name[1:].partition(".")[0] not in kept or ".partial-" in file.name:
-            file.unlink(missing_ok=True)
 
 
 def _has_ended(directory: Path) -> bool:

@@ -23,7 +23,7 @@ from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
 from manyhands.errors import BlobError, ProtocolError, Refused, ServerUnreachable, StorageError
 from manyhands.hosts.agent import Agent, agent
 from manyhands.hosts.connection import connected
-from manyhands.hosts.export_kept import forget_exports
+from manyhands.hosts.exports import forget_exports
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.on_host.files import CHUNK
 from manyhands.hosts.patience import Patience, patiently

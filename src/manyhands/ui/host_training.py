@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
 from manyhands.errors import Interrupted
-from manyhands.hosts.beginning import Wish, begin
-from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.record import Record
 from manyhands.hosts.watching import Outcome, watch, words_of
 from manyhands.ui.attending import attended, detached, stop_all
 from manyhands.ui.live_training import TrainScreen
 from manyhands.ui.terminal import human_bytes, human_seconds, printable, printable_lines
 
-REFRESH_PER_S: Final = 1  # every redrawing costs, and a training may take days
+if TYPE_CHECKING:
+    from manyhands.hosts.beginning import Wish
+    from manyhands.hosts.hosts_file import Host
+
+REFRESH_PER_S: Final = 0.5  # every redrawing costs, and a training may take days
 
 
 class HostScreen:
@@ -51,6 +53,7 @@ class HostScreen:
 # ---------------------------------------------------------------------------------------- train --host
 def train_on_hosts(hosts: Sequence[Host], wish: Wish, logs: str) -> int:
     """Start it there and watch it; the exit code. Raises what `begin` and `watch` do; Interrupted when detached."""
+    from manyhands.hosts.beginning import begin  # who only follows needs none of it
 
     async def carry_out() -> int:
         with HostScreen(

@@ -10,16 +10,18 @@ import contextlib
 import functools
 import json
 import os
+import pty
 import secrets
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
@@ -32,20 +34,13 @@ TINY: Final = (
     "rounds.snapshot_every=1", "rounds.total=100000", "evaluation.max_batches=2", "logging.every_steps=1",
     "exec.threads=1",
 )  # fmt: skip
-FOLLOWED_S: Final = 45.0
-RUN_S: Final = 180.0
-EVENTS_EVERY_S: Final = 1.0
+USUAL: Final = (
+    "task.text.max_bytes=500000", "local.steps=1000", "rounds.total=1000", "rounds.snapshot_every=1",
+    "evaluation.max_batches=4", "exec.threads=1", "run=bench",
+)  # fmt: skip
+"""A training as people follow one: the default model, an event for each ten steps, a checkpoint now and then."""
+FOLLOWED_S: Final = 180.0
 FETCHED_BYTES: Final = 256 << 20
-
-_TELLING: Final = """
-import json, sys, time
-while True:
-    event = {"version": 1, "time_ms": time.time_ns() // 1000000, "kind": "warning", "text": "x" * 200}
-    with open("events.jsonl", "a") as file:
-        file.write(json.dumps(event) + "\\n")
-    print("a line of the training", flush=True)
-    time.sleep(float(sys.argv[1]))
-"""
 
 
 def _on_a_host(measure: Callable[[LoopbackHost], Measured]) -> Callable[[], Measured]:
@@ -100,28 +95,25 @@ def host_death(host: LoopbackHost) -> Measured:
 
 @_on_a_host
 def host_follow(host: LoopbackHost) -> Measured:
-    """CPU seconds of all processes that follow, on both sides, over 45 s; scaled to 180 s by what a second adds."""
-    supervisor, record = asyncio.run(_start_telling(host))
-    record.keep_in(host.manyhands_home / "runs" / "followed")
-    command = [sys.executable, "-m", "manyhands", "hosts", "attach", "followed"]
-    with (host.directory / "attach.log").open("wb") as log:
-        attached = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        time.sleep(8)
-        early, early_at = _cpu(host, attached.pid, supervisor), time.perf_counter()
-        time.sleep(FOLLOWED_S - 8)
-        late, late_at = _cpu(host, attached.pid, supervisor), time.perf_counter()
-    finally:
-        attached.kill()
-        attached.wait()
-        os.kill(supervisor, signal.SIGKILL)
-    here, there, watching = late
-    per_s = (sum(late) - sum(early)) / (late_at - early_at)
-    total = sum(late) + per_s * (RUN_S - FOLLOWED_S)
+    """CPU seconds of all processes, on both sides, that follow a training in a terminal for 180 s."""
+    with _training(*USUAL) as (process, begun):
+        next(at for kind, at in _kinds(process, begun) if kind == "step")
+        process.kill()  # the training goes on
+        process.wait()
+        remote = host.home / "manyhands" / "runs" / "bench"
+        supervisor = json.loads((remote / "status.json").read_text())["pid"]
+        before, lines = _cpu(host, None, supervisor), _lines(remote)
+        with _in_a_terminal([sys.executable, "-m", "manyhands", "hosts", "attach", "bench"]) as attached:
+            time.sleep(FOLLOWED_S)
+            here, there, watching = _cpu(host, attached.pid, supervisor)
+            if attached.poll() is not None:
+                raise WorkerError(f"the follower ended early, with {attached.returncode}")
+        followed = _lines(host.manyhands_home / "runs" / "bench") - lines
+    there, watching = there - before[1], watching - before[2]
     return Measured(
-        value=round(total, 2),
-        note=f"in {FOLLOWED_S:.0f} s: {here:.2f} s here (beginning included), {there:.2f} s of agent and sshd there, "
-        f"{watching:.2f} s of the supervisor; {per_s * 1000:.1f} ms each second, scaled to {RUN_S:.0f} s",
+        value=round(here + there + watching, 2),
+        note=f"{here:.2f} s here (beginning included), {there:.2f} s of agent and sshd there, {watching:.2f} s of "
+        f"the supervisor; {followed} events came; load {_load()}",
     )
 
 
@@ -155,7 +147,37 @@ def fetch_rate(host: LoopbackHost) -> Measured:
 
 # ---------------------------------------------------------------------------------------- what they are made of
 @contextlib.contextmanager
-def _training() -> Iterator[tuple[subprocess.Popen[str], float]]:
+def _in_a_terminal(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Of 120 columns, whose reader takes and forgets what is drawn."""
+    main, other = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    process = subprocess.Popen(
+        command, stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True
+    )
+    os.close(other)
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other side is closed
+            while os.read(main, 65536):
+                pass
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        reading.join()
+        os.close(main)
+
+
+def _lines(run: Path) -> int:
+    return (run / "events.jsonl").read_bytes().count(b"\n")
+
+
+@contextlib.contextmanager
+def _training(*words: str) -> Iterator[tuple[subprocess.Popen[str], float]]:
     """`manyhands train --host`, whose events come as JSON; ended there as well."""
     begun = time.perf_counter()
     command = [
@@ -168,7 +190,7 @@ def _training() -> Iterator[tuple[subprocess.Popen[str], float]]:
         "--logs",
         "json",
         "--no-export",
-        *TINY,
+        *(words or TINY),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -190,24 +212,11 @@ def _kinds(process: subprocess.Popen[str], begun: float) -> Iterator[tuple[str, 
     )
 
 
-async def _start_telling(host: LoopbackHost) -> tuple[int, Any]:
-    """Something that tells as a training does, under a supervisor; its pid, and the record to attach to."""
-    from manyhands.hosts.agent import SUPERVISOR, program, reached
-    from manyhands.hosts.hosts_file import host_named
-    from manyhands.hosts.record import Part, Record
-
-    directory = str(host.home / "followed")
-    job = {"command": [sys.executable, "-c", _TELLING, str(EVENTS_EVERY_S)]}
-    async with reached(host_named("server1")) as there:
-        answer = await there.ask("start", run=directory, supervisor=program(SUPERVISOR), job=job)
-    record = Record(run="followed", parts=(Part(host="server1", directory=directory),))
-    return answer["status"]["pid"], record
-
-
-def _cpu(host: LoopbackHost, here: int, supervisor: int) -> tuple[float, float, float]:
+def _cpu(host: LoopbackHost, here: int | None, supervisor: int) -> tuple[float, float, float]:
     """CPU seconds so far: of the follower here, of sshd's processes for it with the agent, of the supervisor."""
     there = [p for p in psutil.process_iter() if _below(p, host.sshd_pid)]
-    return _seconds(psutil.Process(here)), sum(map(_seconds, there)), _seconds(psutil.Process(supervisor))
+    own = 0.0 if here is None else _seconds(psutil.Process(here))
+    return own, sum(map(_seconds, there)), _seconds(psutil.Process(supervisor))
 
 
 def _below(process: psutil.Process, ancestor: int) -> bool:

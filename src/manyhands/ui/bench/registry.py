@@ -176,7 +176,7 @@ GROUPS: dict[str, tuple[Measurement, ...]] = {
             unit="CPU s",
             better="lower",
             target=2.0,
-            what="following a training of 3 minutes, an event each second: all processes of both sides",
+            what="following a training in a terminal for 3 minutes: all processes of both sides",
         ),
         Measurement(
             name="fetch_rate",

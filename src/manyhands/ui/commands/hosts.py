@@ -245,12 +245,16 @@ def attach(runs: tuple[str, ...], logs: str | None) -> None:
     that failed. RUN is its name, or its directory here.
     """
     from manyhands.hosts.record import run_named
-    from manyhands.ui.host_sweep import attach_all
     from manyhands.ui.host_training import attach as watch
     from manyhands.ui.live import choose_logs
 
     found = [run_named(run) for run in runs]
-    code = watch(*found[0], choose_logs(logs)) if len(found) == 1 else attach_all(found, choose_logs(logs))
+    if len(found) == 1:
+        code = watch(*found[0], choose_logs(logs))
+    else:
+        from manyhands.ui.host_sweep import attach_all
+
+        code = attach_all(found, choose_logs(logs))
     if code:
         raise click.exceptions.Exit(code)
 
