@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,38 @@ def test_what_is_not_finite_stops_the_training(
     monkeypatch.setattr(run_module, seen, third_time_infinite)
     with pytest.raises(WorkerError, match=message):
         train(world.plan, tmp_path)
+
+
+def test_an_evaluation_that_is_not_finite_is_left_when_steps_are(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, events = run_module.evaluate, list[dict[str, Any]]()
+
+    def infinite(*args: Any, **kwargs: Any) -> Any:
+        return dataclasses.replace(real(*args, **kwargs), loss=math.inf)
+
+    monkeypatch.setattr(run_module, "evaluate", infinite)
+    skip = EngineSettings(exec=Execution(on_nonfinite="skip"))
+    result = train(world.plan, tmp_path, settings=skip, on_event=events.append)
+    assert result.checkpoint.is_dir()
+    told = [event["text"] for event in events if event["kind"] == "warning"]
+    assert told[0].startswith("the loss on validation is inf at step 0: the training goes on")
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert all(line["loss"] is None for line in lines if line["kind"] == "evaluation")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler and its own ways
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(world: Any, tmp_path: Path) -> None:
+    compiled = EngineSettings(exec=Execution(compile="default"))
+    results = [
+        train(world.with_local(steps=2), tmp_path / str(number), settings=settings)
+        for number, settings in enumerate((EngineSettings(), compiled))
+    ]
+    assert results[0].validation_loss_after < results[0].validation_loss_before
+    assert results[1].validation_loss_after == pytest.approx(results[0].validation_loss_after, rel=1e-5)
+    torch._dynamo.reset()
 
 
 def test_a_plan_without_local_steps_is_refused(world: Any, tmp_path: Path) -> None:

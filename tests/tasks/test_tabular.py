@@ -15,7 +15,7 @@ from manyhands.engine.run import TrainResult, train
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.schema import Plan
 from manyhands.tasks import survival
-from manyhands.tasks.protocol import TRAINING, VALIDATION, Task
+from manyhands.tasks.protocol import TRAINING, VALIDATION, Task, Warns
 from manyhands.tasks.tabular import FAMILY, Tabular, predict
 
 HEART = Path(__file__).parents[3] / "shared" / "data" / "heart-disease"
@@ -253,7 +253,12 @@ def test_broken_rows_are_skipped_and_recorded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"t\.csv:12: 2 cells"):
         prepared(tmp_path, **task)
     task["table"]["on_broken"] = "skip"
-    prepared(tmp_path, **task)
+    _, opened = prepared(tmp_path, **task)
+    assert isinstance(opened, Warns)
+    (told,) = opened.warnings
+    assert told.startswith("rows that are left out: 2 as broken (")
+    assert "t.csv:12: 2 cells" in told
+    assert told.endswith("1 for a missing target")
     record = json.loads((tmp_path / "m" / "record.json").read_text())
     assert record["broken"]["count"] == 2
     assert record["dropped"]["missing target"] == 1

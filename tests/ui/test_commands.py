@@ -237,6 +237,43 @@ def test_a_sweep_trains_each_combination(manyhands: Run) -> None:
 
 
 @pytest.mark.slow
+def test_each_of_a_sweep_has_a_directory_of_its_own(manyhands: Run, tmp_path: Path) -> None:
+    small = [
+        "task=tabular",
+        "task.table.generated_rows=60",
+        "rounds.total=1",
+        "local.steps=2",
+        "--logs",
+        "none",
+    ]
+    done = manyhands("train", "-m", *small, "seed=1,2", "--directory", str(tmp_path / "sweep"))
+    assert done.returncode == 0, done.stderr
+    seeds = [yaml.safe_load((tmp_path / "sweep" / n / "plan.yaml").read_text())["seed"] for n in ("1", "2")]
+    assert seeds == [1, 2]
+    for words in (["run=one"], ["--resume", "latest"]):
+        done = manyhands("train", "-m", *small, "seed=1,2", *words)
+        assert done.returncode == 2
+        assert f"leave {words[0]} out with --multirun" in done.stderr
+
+
+@pytest.mark.slow
+def test_latest_finds_the_training_with_other_settings_too(manyhands: Run) -> None:
+    small = [
+        "task=tabular",
+        "task.table.generated_rows=60",
+        "rounds.total=1",
+        "local.steps=2",
+        "resume=latest",
+    ]
+    first = manyhands("train", *small, "exec.threads=1")
+    assert first.returncode == 0, first.stderr
+    assert "it begins at step 0" in first.stdout
+    again = manyhands("train", *small, "logging.every_steps=1", "parallel.strategy=fsdp")
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 2" in again.stdout
+
+
+@pytest.mark.slow
 def test_train_then_resume_and_list(manyhands: Run, tmp_path: Path) -> None:
     """A tiny model on one file, its checkpoint, an exact end, and the listing of runs."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)

@@ -126,6 +126,46 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_the_reason_once(
     assert "Traceback" not in text
 
 
+def test_a_plan_that_is_wrong_is_said_once(start: Callable[..., Training]) -> None:
+    training = start("processes=2", "parallel.tensor_parallelism=2")
+    text = training.text()
+    assert training.process.returncode == 3, text
+    assert text.count("does not say how it is divided") == 1, text
+    assert "Traceback" not in text
+
+
+def test_kills_in_the_middle_of_a_sharded_save_lose_nothing(
+    start: Callable[..., Training], tmp_path: Path
+) -> None:
+    """All processes at once, with a checkpoint half written; the end is that of a training that nobody killed."""
+    words = ("processes=2", "parallel.strategy=fsdp", "rounds.snapshot_every=1", "local.steps=5")
+    killed, place = 0, tmp_path / "run" / "checkpoints"
+    for attempt in range(20):
+        training = start(*words, *(() if attempt == 0 else ("resume=latest",)))
+        while not (half := list(place.glob(".step-*.partial-*"))) and _alive(training):
+            pass
+        if not half:
+            break
+        for each in (*psutil.Process(training.process.pid).children(recursive=True), training.process):
+            each.kill()
+        training.process.wait()
+        killed += bool(list(place.glob(".step-*.partial-*")))
+        assert all((path / "training.json").is_file() for path in place.glob("step-*"))
+        if killed == 2:
+            break
+    assert killed == 2
+    rest = start(*words, "resume=latest")
+    text = rest.text()
+    assert rest.process.returncode == 0, text
+    assert not list(place.glob(".step-*.partial-*"))
+    (end,) = [e for e in rest.events() if e["kind"] == "finished"]
+    (tmp_path / "run").rename(tmp_path / "killed")
+    undisturbed = start(*words)
+    assert undisturbed.process.wait() == 0
+    (expected,) = [e for e in undisturbed.events() if e["kind"] == "finished"]
+    assert end["validation_loss_after"] == expected["validation_loss_after"]
+
+
 def test_sigterm_saves_and_ends_all_ranks(start: Callable[..., Training]) -> None:
     training = start("processes=2", "rounds.total=1000")
     training.wait_for("step", step=20)

@@ -24,7 +24,7 @@ from manyhands.identity.canonical import digest
 from manyhands.plan.choices import overlay
 from manyhands.plan.compose import apply_overrides, compose_data
 from manyhands.plan.needs import Package, packages_of
-from manyhands.plan.resolve import PLAN_FILE, dump_plan, read_plan_file, resolve
+from manyhands.plan.resolve import PLAN_FILE, dump_plan, plan_hash, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import MODEL_SETTINGS
 
@@ -40,11 +40,13 @@ class Configuration:
     start: Start
 
     def name(self) -> str:
-        """The training's: the same for the same configuration, so that processes started by hand agree on it."""
+        """The training's: the same for the same plan in the same precision, so that processes started by hand agree
+        on it, and `resume=latest` finds it with other devices, another strategy or another logging too.
+        """
         if self.start.run is not None:
             return self.start.run
-        both = {"plan": self.plan.model_dump(mode="json"), "engine": self.settings.model_dump(mode="json")}
-        return f"{self.plan.name[:57]}-{digest(both, 'manyhands training v1')[:6]}"
+        both = {"plan": plan_hash(self.plan), "precision": self.settings.exec.precision}
+        return f"{self.plan.name[:57]}-{digest(both, 'manyhands training v2')[:6]}"
 
     def packages(self) -> tuple[Package, ...]:
         """What must be installed beside manyhands' own requirements."""

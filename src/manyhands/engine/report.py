@@ -18,13 +18,22 @@ from manyhands.errors import WorkerError
 
 _SKIPPED_AT_MOST = 100  # steps in a row, after which leaving out is no cure
 _PEAKS = (  # dense bf16 FLOP/s of tensor cores, from NVIDIA's data sheets
+    ("B200", 2250e12),
     ("H200", 989e12),
+    ("GH200", 989e12),
+    ("H100 PCIe", 756e12),
     ("H100", 989e12),
     ("A100", 312e12),
     ("L40S", 362e12),
+    ("L40", 181e12),
+    ("L4", 121e12),
+    ("A40", 150e12),
+    ("A30", 165e12),
     ("A10", 125e12),
     ("V100", 125e12),
+    ("T4", 65e12),
     ("4090", 165e12),
+    ("3090", 71e12),
 )
 
 

@@ -386,9 +386,14 @@ class _Run:
             precision=self.settings.exec.precision,
         )
         if not math.isfinite(result.loss):
-            raise WorkerError(
-                f"the loss on {split} is {result.loss} at step {self.cursor.step}: lower local.optimizer.lr, or look "
-                f"at the data; the newest checkpoint is in {self.directory / 'checkpoints'}"
+            found = f"the loss on {split} is {result.loss} at step {self.cursor.step}"
+            if self.settings.exec.on_nonfinite == "stop":
+                raise WorkerError(
+                    f"{found}: lower local.optimizer.lr, or look at the data; go on all the same with "
+                    f"exec.on_nonfinite=skip; the newest checkpoint is in {self.directory / 'checkpoints'}"
+                )
+            self.emit(
+                "warning", text=f"{found}: the training goes on (exec.on_nonfinite=skip); look at the data"
             )
         self.emit(
             "evaluation",

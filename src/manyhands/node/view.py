@@ -194,6 +194,7 @@ class ClientEvent(TypedDict, total=False):
     tensors: dict[str, dict[str, float]]  # optimizer_stats: norms, by parameter and of what
     loss: float | None
     tokens_per_s: float | None
+    unit: str | None  # of what these tokens are, as the task names them
     bytes_up: int
     bytes_down: int
     counted: int

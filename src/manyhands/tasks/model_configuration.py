@@ -129,6 +129,34 @@ def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
     return module
 
 
+def check_causal(model: torch.nn.Module, configuration: Mapping[str, Any]) -> None:
+    """Raises PlanError for a model that sees the tokens which it is to predict, as one that was made to fill gaps
+    does, or that cannot be called with tokens alone.
+    """
+    kind, count = configuration["model_type"], min(8, int(configuration["vocab_size"]))
+    tokens = torch.arange(count, device="cpu").remainder(count)[None]
+    other = tokens.clone()
+    other[0, -1] = 0
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()
+            first, second = (model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (tokens, other))
+    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError) as error:
+        raise PlanError(
+            f"model_type {kind!r} as task.model describes it fails on {count} tokens: {_first_lines(error)}. Its "
+            "keys must fit together (num_key_value_heads, head_dim, ...), or it needs more than text: correct them, "
+            "or use another, as gpt2 or llama"
+        ) from error
+    finally:
+        model.train(training)
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
+        raise PlanError(
+            f"model_type {kind!r} sees the tokens that it is to predict: make it causal (task.model.is_decoder=true, "
+            "where it has that), or use another, as gpt2 or llama"
+        )
+
+
 def with_attention(make: Callable[[str], T]) -> T:
     """What `make` gives with the name of our attention, or with "eager" for a model that has no other."""
     try:

@@ -90,8 +90,9 @@ class SurvivalFamily(TableFamily[SurvivalTask]):
         table: dict[str, Any],
         statistics: Statistics,
         splits: Mapping[str, Batch],
+        warnings: tuple[str, ...],
     ) -> Task:
-        return Survival(settings, table, statistics, splits)
+        return Survival(settings, table, statistics, splits, warnings)
 
 
 FAMILY = SurvivalFamily()

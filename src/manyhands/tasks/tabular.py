@@ -93,8 +93,9 @@ class TabularFamily(TableFamily[TabularTask]):
         table: dict[str, Any],
         statistics: Statistics,
         splits: Mapping[str, Batch],
+        warnings: tuple[str, ...],
     ) -> Task:
-        return Tabular(settings, table, statistics, splits)
+        return Tabular(settings, table, statistics, splits, warnings)
 
 
 FAMILY = TabularFamily()

@@ -307,7 +307,7 @@ class ClientScreen(Screen):
         grid.add_row("round", f"{now.get('round', '-')}{total}")
         grid.add_row("steps", ProgressBar(total=max(1, steps), completed=done, width=30), f"{done}/{steps}")
         grid.add_row("loss", human_loss(now.get("loss")))
-        grid.add_row("tokens/s", human_rate(now.get("tokens_per_s")))
+        grid.add_row(f"{now.get('unit', 'tokens')}/s", human_rate(now.get("tokens_per_s")))
         grid.add_row("up", human_bytes(float(now.get("bytes_up", 0))))
         grid.add_row("down", human_bytes(float(now.get("bytes_down", 0))))
         grid.add_row("here for", human_seconds(time.monotonic() - self._started))

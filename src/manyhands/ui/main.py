@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from manyhands import __version__
-from manyhands.errors import Interrupted, ManyhandsError
+from manyhands.errors import Interrupted, ManyhandsError, PlanError
 from manyhands.ui.command_line import Entry, LazyGroup
 
 DEBUG_VARIABLE = "MANYHANDS_DEBUG"
@@ -109,7 +109,8 @@ def run(arguments: list[str]) -> int:
         _tell(str(end))
         return end.exit_code
     except ManyhandsError as error:
-        _traceback_if_asked(meta)
+        if not _traceback_if_asked(meta) and isinstance(error, PlanError) and _is_told_by_another_rank():
+            return error.exit_code
         _tell(f"error: {error}")
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the boundary of the process: every fault becomes words and a code
@@ -124,6 +125,11 @@ def _tell(text: str) -> None:
     from manyhands.ui.terminal import printable_lines
 
     click.echo(printable_lines(text), err=True)
+
+
+def _is_told_by_another_rank() -> bool:
+    """Of processes that one command has started here: a plan is wrong for all of them, and said once."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _usage(error: click.ClickException) -> int:

@@ -62,7 +62,7 @@ CLIENT_COLUMNS = {
     "counted": "merged",
     "uncounted": "not",
     "loss": "loss",
-    "rate": "tokens/s",
+    "rate": "per s",
     "up": "up",
     "down": "down",
 }

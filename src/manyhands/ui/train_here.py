@@ -148,6 +148,9 @@ class Here:
             check_trainable(configuration.plan, place, self._directory, resume, configuration.settings)
             if leads:
                 configuration.keep(self._directory)
+                if resume is None and configuration.start.resume == "latest":
+                    text = f"resume=latest: no checkpoint in {self._directory} yet, so it begins at step 0"
+                    screen.show({"kind": "warning", "text": text})
             result = run(
                 configuration.plan,
                 self._directory,
@@ -201,16 +204,29 @@ def _print(result: TrainResult) -> None:
     click.echo(f"checkpoint {result.checkpoint}")
 
 
-def sweep_here(overrides: Sequence[str]) -> None:
-    """Each combination in a process of its own, one after the other, as this command line without --multirun."""
+def sweep_here(overrides: Sequence[str], directory: Path | None, resume: str | None) -> None:
+    """Each combination in a process of its own, one after the other, as this command line without --multirun.
+
+    Below `directory`, where one is given, each has its own, by its number.
+    """
     from manyhands.plan.compose import sweep
 
     combinations = sweep(overrides)
-    others = [word for word in sys.argv[1:] if word not in overrides and word not in ("--multirun", "-m")]
+    named = next((word for word in overrides if word.startswith(("run=", "run_id=", "resume="))), None)
+    if named is not None or resume is not None:
+        raise click.UsageError(
+            f"the trainings would share a directory: leave {named or '--resume'} out with --multirun"
+        )
+    given = {*overrides, "--multirun", "-m", f"--directory={directory}"}
+    others = [word for word in sys.argv[1:] if word not in given]
+    if "--directory" in others:
+        at = others.index("--directory")
+        del others[at : at + 2]
     for number, combination in enumerate(combinations, start=1):
         click.echo(f"[{number}/{len(combinations)}] {' '.join(combination)}", err=True)
+        place = [] if directory is None else ["--directory", str(directory / str(number))]
         code = subprocess.run(
-            [sys.executable, "-m", "manyhands", *others, *combination], check=False
+            [sys.executable, "-m", "manyhands", *others, *place, *combination], check=False
         ).returncode
         if code:
             raise click.exceptions.Exit(code)

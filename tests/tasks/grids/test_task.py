@@ -17,7 +17,7 @@ from manyhands.plan.tasks import DummyTask, GridSet
 from manyhands.tasks.grids import load_pretrained
 from manyhands.tasks.grids.model import PADDING
 from manyhands.tasks.grids.task import FAMILY, Grids
-from manyhands.tasks.protocol import TRAINING, VALIDATION, Prepared, Task
+from manyhands.tasks.protocol import TRAINING, VALIDATION, Prepared, Task, Warns
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "arc-agi"
 MATERIALS = {
@@ -195,6 +195,9 @@ def test_arc_files_as_sets(plan_for: Callable[..., Plan], arc: Path, tmp_path: P
     assert list(record["sets"][1]["broken"]) == ["c.json"]
     assert record["sets"][1]["too_large"] == ["large.json"]
     task: Task = FAMILY.open(plan, tmp_path / "materials")
+    assert isinstance(task, Warns)
+    assert "arc: 1 files are left out as broken: c.json" in task.warnings
+    assert "arc: 1 files are left out as larger than 8: large.json" in task.warnings
     assert task.evaluation_sets == ("arc", "more")
     assert [task.samples(name) for name in ("training", "arc", "more")] == [64, 3, 5]
 

@@ -205,6 +205,7 @@ class ClientNode:
         work = self.contributor.current
         if work is None:  # it was given up meanwhile
             return
+        unit = facts.pop("unit", None)  # others count alike
         self._working = {**facts, "round": work.assignment.round}
         event: dict[str, Any] = {
             "round": work.assignment.round,
@@ -212,6 +213,7 @@ class ClientNode:
             "steps": facts.get("steps"),
             "loss": facts.get("loss"),
             "tokens_per_s": facts.get("tokens_per_s"),
+            "unit": unit,
             "bytes_up": self.files.bytes_up,
             "bytes_down": self.files.bytes_down,
         }

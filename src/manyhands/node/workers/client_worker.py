@@ -51,6 +51,7 @@ class ClientWorker(ParticipantWorker):
         super().__init__(channel)
         self._others, self._loggers = ExitStack(), ExitStack()
         self._working_on: Work | None = None
+        self._unit = "tokens"
         self._started = 0.0
         self._told = 0.0
 
@@ -90,6 +91,7 @@ class ClientWorker(ParticipantWorker):
         self._world = self._others.enter_context(enter_world(place, chosen, sizes, timeout_s=rank_timeout_s))
         plan = self._run.plan
         task = family_of(plan, allowed=allowed_tasks).open(plan, self._directory / "materials")
+        self._unit = task.unit
         figures = Logging.model_validate(logging or {})
         if self._world.leads:
             self._events = self._loggers.enter_context(Events(None, [self._tell_node]))
@@ -218,6 +220,7 @@ class ClientWorker(ParticipantWorker):
                 "steps": progress.steps,
                 "loss": progress.loss,
                 "tokens_per_s": rate,
+                "unit": self._unit,
             }
         )
 

@@ -49,6 +49,8 @@ from manyhands.tasks.protocol import TRAINING, Batch, Loss, Metrics, Prepared, T
 
 GENERATED: Final = "generated"
 CONFIGURATION: Final = "config.json"
+_NAMED: Final = 5
+"""So many files are named in a warning; all are in the record."""
 
 
 class GridsFamily:
@@ -110,6 +112,7 @@ class GridsFamily:
             seed=plan.seed,
             sets={name: _Asked.of(open_arrays(materials, name, settings.size), name) for name in names},
             evaluation_sets=tuple(names[1:]),
+            warnings=_left_out(record),
         )
 
 
@@ -140,6 +143,7 @@ class Grids:
     seed: int
     sets: Mapping[str, _Asked]
     evaluation_sets: tuple[str, ...]
+    warnings: tuple[str, ...] = ()  # implements Warns too
     unit: str = "pixels"
 
     def build_model(self) -> torch.nn.Module:
@@ -255,6 +259,18 @@ def _kept_sizes(directory: Path) -> dict[str, Any]:
 
 def _kept(directory: Path) -> tuple[PixelTransformer, dict[str, Any]]:
     return load_pretrained(directory), _by_setting(_kept_sizes(directory))
+
+
+def _left_out(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence for each set of which files are not used."""
+    sentences = []
+    for part in record["sets"]:
+        ways = {"broken": part.get("broken", ()), f"larger than {record['size']}": part.get("too_large", ())}
+        for way, files in ways.items():
+            if files:
+                named = ", ".join([*files][:_NAMED]) + (", ..." if len(files) > _NAMED else "")
+                sentences.append(f"{part['name']}: {len(files)} files are left out as {way}: {named}")
+    return tuple(sentences)
 
 
 def _settings(plan: Plan) -> GridsTask:

@@ -34,7 +34,7 @@ from manyhands.tasks.language_model.materials import (
     write_text_materials,
 )
 from manyhands.tasks.language_model.opened import LanguageModel
-from manyhands.tasks.model_configuration import build_model, check_model, model_configuration
+from manyhands.tasks.model_configuration import build_model, check_causal, check_model, model_configuration
 from manyhands.tasks.protocol import Prepared, Task
 from manyhands.tasks.received_configuration import check_received
 from manyhands.tasks.tokenizer import RunTokenizer
@@ -192,6 +192,7 @@ def _first_model(
         return build_model(configuration) if existing is None else load_existing(existing, configuration)
 
     model = first_model(make, plan.seed, task.adapter)
+    check_causal(model, configuration)
     parameters = set(dict(model.named_parameters(remove_duplicate=False)))
     buffers = sorted(set(model.state_dict()) - parameters)
     if buffers and plan.buffers != "keep_local":

@@ -9,6 +9,7 @@ bytes. A client never reads the CSV files.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,9 @@ from manyhands.tasks.tables.opened import Arrays
 RECORD = "record.json"
 DATA = {TRAINING: "training.safetensors", VALIDATION: "validation.safetensors"}
 
+_NAMED = 3
+"""So many broken rows are named in the warning; more are in the record."""
+
 Settings = TypeVar("Settings", TabularTask, SurvivalTask)
 
 
@@ -80,7 +84,12 @@ class TableFamily(ABC, Generic[Settings]):
 
     @abstractmethod
     def make(
-        self, settings: Settings, table: dict[str, Any], statistics: Statistics, splits: Mapping[str, Batch]
+        self,
+        settings: Settings,
+        table: dict[str, Any],
+        statistics: Statistics,
+        splits: Mapping[str, Batch],
+        warnings: tuple[str, ...],
     ) -> Task:
         """The opened task."""
 
@@ -145,7 +154,7 @@ class TableFamily(ABC, Generic[Settings]):
         settings = self._settings(plan)
         table, statistics = read_description(materials)
         splits = {name: _rows_of(materials / file) for name, file in DATA.items()}
-        return self.make(settings, table, statistics, splits)
+        return self.make(settings, table, statistics, splits, _left_out(materials))
 
     def _settings(self, plan: Plan) -> Settings:
         if not isinstance(plan.task, self.settings_class):
@@ -230,6 +239,21 @@ class TableFamily(ABC, Generic[Settings]):
                 faults.found(rows.places[i], str(error))
                 broken[i] = True
         return answers, answered, broken
+
+
+def _left_out(materials: Path) -> tuple[str, ...]:
+    """Which rows are not learned from, where there are any, in a sentence."""
+    try:
+        record = json.loads((materials / RECORD).read_text(encoding="utf-8"))
+        broken, listed = int(record["broken"]["count"]), [str(each) for each in record["broken"]["listed"]]
+        dropped = {str(why): int(count) for why, count in record["dropped"].items() if count}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"material {materials / RECORD}: {error}; fetch the run's materials again") from error
+    parts = [f"{count} for a {why}" for why, count in dropped.items()]
+    if broken:
+        more = ", ..." if broken > len(listed[:_NAMED]) else ""
+        parts.insert(0, f"{broken} as broken ({'; '.join(listed[:_NAMED])}{more})")
+    return (f"rows that are left out: {', '.join(parts)}",) if parts else ()
 
 
 def _rows_of(file: Path) -> dict[str, torch.Tensor]:

@@ -29,7 +29,9 @@ class TableTask(ABC):
         table: dict[str, Any],
         statistics: Statistics,
         splits: Mapping[str, Batch],
+        warnings: tuple[str, ...] = (),
     ) -> None:
+        self.warnings = warnings  # implements Warns too
         self.settings, self.table, self.statistics, self.splits = settings, table, statistics, splits
         self.unit = "samples"
         self.evaluation_sets: tuple[str, ...] = (VALIDATION,)

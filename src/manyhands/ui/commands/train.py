@@ -173,7 +173,7 @@ def train(
     if plan is not None and config_name is not None:
         raise click.UsageError("--plan and --config-name contradict each other: give one")
     if multirun and not hosts:
-        sweep_here(overrides)
+        sweep_here(overrides, directory, resume)
         return
     given = [f"{key}={options[name]}" for name, key in SHORT.items() if options[name] is not None]
     if syzygy is not None:
