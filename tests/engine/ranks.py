@@ -42,6 +42,8 @@ PARALLEL = {
     "qwen3_single": Parallel(),
     "qwen3_tensor": Parallel(tensor_parallelism=2),
     "qwen3_product": Parallel(tensor_parallelism=2),
+    "gpt2_single": Parallel(),
+    "gpt2_tensor": Parallel(tensor_parallelism=2),
     "grids_single": Parallel(),
     "grids_ddp": Parallel(),
     "grids_tensor": Parallel(tensor_parallelism=2),
@@ -72,7 +74,9 @@ def spoiling(right: Callable[..., Any], rank: int) -> Callable[..., Any]:
 
 def train(directory: Path, rank: int, size: int, mode: str) -> None:
     kind = mode.partition("_")[0]
-    plan = load_plan(directory / (f"{kind}.yaml" if kind in ("grids", "muon", "qwen3") else "plan.yaml"))
+    plan = load_plan(
+        directory / (f"{kind}.yaml" if kind in ("gpt2", "grids", "muon", "qwen3") else "plan.yaml")
+    )
     place = Place()
     if size > 1:
         here = directory / f"meeting-{mode}"

@@ -18,7 +18,7 @@ from manyhands.plan.resolve import dump_plan, resolve
 from manyhands.plan.schema import InnerOptimizer
 
 RANKS = Path(__file__).with_name("ranks.py")
-ALONE = ("single", "accumulated", "grids_single", "muon_single", "bf16_single", "qwen3_single")
+ALONE = ("single", "accumulated", "grids_single", "muon_single", "bf16_single", "qwen3_single", "gpt2_single")
 TOGETHER = (
     "ddp",
     "ddp_accumulated",
@@ -32,6 +32,7 @@ TOGETHER = (
     "grids_ddp",
     "grids_tensor",
     "qwen3_tensor",
+    "gpt2_tensor",
     "muon_ddp",
     "muon_fsdp",
     "bf16_ddp",
@@ -71,6 +72,9 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     (directory / "muon.yaml").write_text(dump_plan(plan.model_copy(update={"local": muon})))
     qwen3 = plan.task.model_copy(update={"model_type": "qwen3", "model": {**plan.task.model, "head_dim": 8}})
     (directory / "qwen3.yaml").write_text(dump_plan(plan.model_copy(update={"task": qwen3})))
+    small = {"n_layer": 2, "n_embd": 32, "n_head": 4}
+    gpt2 = plan.task.model_copy(update={"model_type": "gpt2", "model": small})
+    (directory / "gpt2.yaml").write_text(dump_plan(plan.model_copy(update={"task": gpt2})))
     grids = {
         "task": {
             "name": "grids",
@@ -163,6 +167,10 @@ def test_data_ranks_times_tensor_ranks(golden: dict[str, Any]) -> None:
 
 def test_norms_of_divided_heads_learn_from_all_heads(golden: dict[str, Any]) -> None:
     assert difference(golden["qwen3_tensor"], golden["qwen3_single"]) <= 1e-4
+
+
+def test_the_default_model_is_divided_but_for_its_attention(golden: dict[str, Any]) -> None:
+    assert difference(golden["gpt2_tensor"], golden["gpt2_single"]) <= 1e-4
 
 
 @pytest.mark.parametrize(("mode", "tolerance"), [("grids_ddp", 1e-5), ("grids_tensor", 1e-4)])

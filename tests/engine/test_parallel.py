@@ -137,7 +137,7 @@ class Told(torch.nn.Module):
         (Told({"up": "colwise"}), 3, r"=3 does not divide the 4 heads of this Told: choose 1, 2 or 4"),
         (Told({"up": "mla_kv_a_proj"}), 2, r"says that up is divided as 'mla_kv_a_proj', which is not known here"),
         (Told({"base.up": "colwise"}), 2, r"has no matrix of those that its tp_plan names; with an adapter"),
-        (Told({}), 2, r"does not say how it is divided \(no tp_plan\); use llama or qwen3"),
+        (Told({}), 2, r"does not say how it is divided \(no tp_plan\); use gpt2, llama or qwen3"),
         (Told({"up": "colwise"}, heads=16), 16, r"=16 does not divide the 8 features of up"),
     ],
 )  # fmt: skip

@@ -20,7 +20,14 @@ from typing import Any, Final
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import (
+    DTensor,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -152,14 +159,15 @@ def _shard(
 def _divide_matrices(model: torch.nn.Module, world: World) -> None:
     """Divide the matrices that the model's plan names; the others stay whole on every tensor rank."""
     assert world.mesh is not None
-    plan: Mapping[str, str] = getattr(model, "tp_plan", None) or {}
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    plan: Mapping[str, str] = getattr(model, "tp_plan", None) or _WITHOUT_HEADS.get(kind, {})
     if not plan:
         raise PlanError(
             f"parallel.tensor_parallelism={world.tensor_size}: the model {kind!r} does not say how it is divided (no "
-            "tp_plan); use llama or qwen3, or tensor_parallelism=1"
+            "tp_plan); use gpt2, llama or qwen3, or tensor_parallelism=1"
         )
-    _check_heads(model, world.tensor_size, kind)
+    if kind not in _WITHOUT_HEADS:
+        _check_heads(model, world.tensor_size, kind)
     tied = _tied_output(model)
     styles: dict[str, ParallelStyle] = {}
     for name, module in model.named_modules():
@@ -169,12 +177,15 @@ def _divide_matrices(model: torch.nn.Module, world: World) -> None:
         if style == _OF_HEADS:
             styles[name] = _OfLocalHeads()
         elif style in _STYLES and isinstance(module, torch.nn.Linear) and module is not tied:
-            _check_width(name, module, style, world.tensor_size)
+            _check_width(name, (module.in_features, module.out_features), style, world.tensor_size)
             styles[name] = _STYLES[style]()
+        elif style in _TRANSPOSED and _is_transposed(module):
+            _check_width(name, tuple(module.weight.shape), style, world.tensor_size)
+            styles[name] = _TRANSPOSED[style]()
         elif style not in _STYLES and style not in _WHOLE:
             raise PlanError(
                 f"parallel.tensor_parallelism={world.tensor_size}: the model {kind!r} says that {name} is divided as "
-                f"{style!r}, which is not known here; use llama or qwen3, or tensor_parallelism=1"
+                f"{style!r}, which is not known here; use gpt2, llama or qwen3, or tensor_parallelism=1"
             )
     if not styles:
         raise PlanError(
@@ -184,6 +195,12 @@ def _divide_matrices(model: torch.nn.Module, world: World) -> None:
     parallelize_module(model, world.mesh[TENSOR], styles)
 
 
+_WITHOUT_HEADS: Final[Mapping[str, Mapping[str, str]]] = {
+    "gpt2": {"transformer.h.*.mlp.c_fc": "colwise", "transformer.h.*.mlp.c_proj": "rowwise"},
+    "opt": {"model.decoder.layers.*.fc1": "colwise", "model.decoder.layers.*.fc2": "rowwise"},
+}
+"""Models whose attention computes with all heads at once: their feed-forward parts, two thirds of a block's weights,
+are divided, and the attention is whole on every tensor rank."""
 _OF_HEADS: Final = "replicated_with_grad_allreduce"
 _STYLES: Final[Mapping[str, Any]] = {
     "colwise": ColwiseParallel,
@@ -213,6 +230,52 @@ class _OfLocalHeads(SequenceParallel):
         return divided
 
 
+class _TransposedColwise(ColwiseParallel):
+    """Of a layer that keeps its matrix as [in, out], as those of gpt2 do: the same, with the dimensions exchanged."""
+
+    def _partition_linear_fn(self, name: str, module: torch.nn.Module, device_mesh: DeviceMesh) -> None:  # noqa: ARG002
+        _distribute(module, device_mesh, weight=Shard(1), bias=Shard(0))
+
+    def _apply(self, module: torch.nn.Module, device_mesh: DeviceMesh) -> torch.nn.Module:
+        return _hooked(self, module, device_mesh)
+
+
+class _TransposedRowwise(RowwiseParallel):
+    """Likewise."""
+
+    def _partition_linear_fn(self, name: str, module: torch.nn.Module, device_mesh: DeviceMesh) -> None:  # noqa: ARG002
+        _distribute(module, device_mesh, weight=Shard(0), bias=Replicate())
+
+    def _apply(self, module: torch.nn.Module, device_mesh: DeviceMesh) -> torch.nn.Module:
+        self.desired_input_layouts = (Shard(-1),)
+        return _hooked(self, module, device_mesh)
+
+
+def _distribute(module: torch.nn.Module, mesh: DeviceMesh, **placements: Placement) -> None:
+    for name, placement in placements.items():
+        parameter = module.get_parameter(name)
+        divided = distribute_tensor(parameter, mesh, [placement])
+        module.register_parameter(name, torch.nn.Parameter(divided, requires_grad=parameter.requires_grad))
+
+
+def _hooked(style: Any, module: torch.nn.Module, mesh: DeviceMesh) -> torch.nn.Module:
+    return distribute_module(
+        module,
+        mesh,
+        style._partition_linear_fn,
+        partial(style._prepare_input_fn, style.input_layouts, style.desired_input_layouts),
+        partial(style._prepare_output_fn, style.output_layouts, style.use_local_output),
+    )
+
+
+def _is_transposed(module: torch.nn.Module) -> bool:
+    """Whether it is the Conv1D of transformers."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+_TRANSPOSED: Final[Mapping[str, Any]] = {"colwise": _TransposedColwise, "rowwise": _TransposedRowwise}
+
+
 def _sum_over_ranks(parameter: torch.Tensor) -> None:
     """The gradient itself, where each rank has only its own part of the sum. FSDP does so by itself."""
     if isinstance(parameter.grad, DTensor):
@@ -231,12 +294,14 @@ def _check_heads(model: torch.nn.Module, size: int, kind: str) -> None:
         )
 
 
-def _check_width(name: str, module: torch.nn.Linear, style: str, size: int) -> None:
-    """An output that is gathered again may be divided unevenly."""
-    width = {"rowwise": module.in_features, "colwise": module.out_features}.get(style, size)
+def _check_width(name: str, features: tuple[int, ...], style: str, size: int) -> None:
+    """`features`: in and out. An output that is gathered again may be divided unevenly."""
+    width = {"rowwise": features[0], "colwise": features[1]}.get(style, size)
     if width % size:
+        fitting = [n for n in range(1, width + 1) if width % n == 0][:6]
         raise PlanError(
-            f"parallel.tensor_parallelism={size} does not divide the {width} features of {name}: choose a divisor"
+            f"parallel.tensor_parallelism={size} does not divide the {width} features of {name}: choose a divisor, "
+            f"as {', '.join(map(str, fitting))}"
         )
 
 
