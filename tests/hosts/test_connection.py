@@ -122,6 +122,14 @@ def test_a_key_with_a_passphrase_is_for_the_agent(
         program.wait()
 
 
+def test_behind_another_host_or_name_the_key_is_added_by_ssh(host: LoopbackHost) -> None:
+    known = host.client / ".ssh" / "known_hosts"
+    known.write_text("")
+    config = host.client / ".ssh" / "config"
+    config.write_text(config.read_text() + "\n    HostKeyAlias somebody\n")
+    assert re.search(r"add it: ssh -o StrictHostKeyChecking=ask \S*server1 true$", refusal(Refused))
+
+
 def test_nobody_there(host: LoopbackHost) -> None:
     host.write_hosts(Port=1)
     assert re.search(

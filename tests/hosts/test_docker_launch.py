@@ -75,6 +75,9 @@ def test_a_host_that_cannot_do_it_otherwise_does_it_in_its_container(host: Loopb
     python.chmod(0o755)
     host.write_hosts(DockerLaunchCommand=docker)
     assert not asyncio.run(_only_in_container(host_named("server1")))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("manyhands.hosts.beginning.__version__", "0.0.7")  # outside there is another one
+        assert asyncio.run(_only_in_container(host_named("server1")))
     host.write_hosts(DockerLaunchCommand=docker, Python=str(host.home / "only-inside"))
     assert asyncio.run(_only_in_container(host_named("server1")))
     found = {c.what: c.state for c in asyncio.run(check(host_named("server1")))}

@@ -182,3 +182,13 @@ def test_a_sweep_is_stopped(host: LoopbackHost, endless: tuple[str, ...]) -> Non
         assert terminal.ends() == 130
     finally:
         terminal.close()
+
+
+def test_one_that_stands_still_is_stopped_too(host: LoopbackHost, status: dict[str, int]) -> None:
+    os.kill(status["child"], signal.SIGSTOP)
+    words = [sys.executable, "-m", "manyhands", "hosts", "stop", "shown"]
+    subprocess.run(words, check=True, env={**os.environ, **host.environment()})
+    end = time.monotonic() + 20
+    while begun(status["child"]) is not None:
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -15,6 +15,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Final
 
+from manyhands import __version__
 from manyhands.config import home
 from manyhands.config.extras import EXTRAS
 from manyhands.data.shards.manifest import MANIFEST
@@ -85,8 +86,11 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
         wish = _on_shards_of(wish, wish.upload)
     inputs = inputs_of(wish.configuration.plan, wish.allowed)
     async with AsyncExitStack() as stack:
-        if not wish.docker and len(hosts) == 1 and await _only_in_container(hosts[0]):
-            view.tell(f"{hosts[0].host_name} trains in its container: it has no manyhands outside")
+        if not wish.docker and all(await asyncio.gather(*map(_only_in_container, hosts))):
+            for host in hosts:
+                view.tell(
+                    f"{host.host_name} trains in its container: it has no manyhands {__version__} outside"
+                )
             wish = replace(wish, docker=True)
         agents = await asyncio.gather(
             *(stack.enter_async_context(reached(host, docker=wish.docker)) for host in hosts)
@@ -231,12 +235,12 @@ def _check_wish(hosts: Sequence[Host], wish: Wish) -> None:
 
 
 async def _only_in_container(host: Host) -> bool:
-    """Whether a host that has a DockerLaunchCommand lacks Python or manyhands outside of the container."""
+    """Whether a host that has a DockerLaunchCommand lacks Python, or this version, outside of the container."""
     if host.docker_launch_command is None:
         return False
     try:
         async with reached(host) as there:
-            return (await look(there, host)).manyhands is None
+            return (await look(there, host)).manyhands != __version__
     except WorkerError:
         return True
 

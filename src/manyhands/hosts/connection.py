@@ -164,6 +164,8 @@ def _unknown_key(
     fingerprint, file = key.get_fingerprint(), _known_hosts(options)[0]
     known = name if port == 22 else f"[{name}]:{port}"
     scan = f"ssh-keyscan -p {port} {name} >> {file}"
+    if options.tunnel or options.proxy_command or options.host_key_alias:  # where keyscan would not find it
+        scan = f"ssh -o StrictHostKeyChecking=ask {_target(host)} true"
     if not _has_other_key(options, name, port):
         return Refused(
             f"the key of {host.host_name} ({known}) is not known here; it is {fingerprint}. If that is the one that "

@@ -119,14 +119,17 @@ def _left_for_finding(wanted: bool) -> Iterator[str | None]:
 def check_ready(facts: Facts, job: Job) -> None:
     """What keeps this job from running there. Raises WorkerError, Refused, DataError, StorageError, MissingExtra."""
     name, raw = facts.host.host_name, facts.raw
+    container = (
+        " or train in their containers (exec.run_in_docker=true)" if facts.host.docker_launch_command else ""
+    )
     if facts.manyhands is None:
         raise WorkerError(
-            f"{name} has no manyhands for {facts.python}: install it with `manyhands hosts setup {name}`"
+            f"{name} has no manyhands for {facts.python}: install it with `manyhands hosts setup {name}`{container}"
         )
     if facts.manyhands != __version__:
         raise Refused(
             f"{name} has manyhands {facts.manyhands}, and here it is {__version__}: make them the same with "
-            f"`manyhands hosts setup {name}`"
+            f"`manyhands hosts setup {name}`{container}"
         )
     check_devices(facts, job.devices)
     if not raw["writable"]:

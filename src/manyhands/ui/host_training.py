@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
-from manyhands.errors import Interrupted
 from manyhands.hosts.record import Record
 from manyhands.hosts.watching import Outcome, watch, words_of
 from manyhands.ui.attending import attended, detached, stop_all
@@ -101,5 +100,9 @@ def _tell_end(directory: Path, outcome: Outcome, *, quiet: bool) -> None:
     latest = directory / "checkpoints" / "latest"
     if latest.is_file():
         click.echo(f"checkpoint {directory / 'checkpoints' / latest.read_text(encoding='utf-8').strip()}")
-        if outcome.exit_code == Interrupted.exit_code:
+        if outcome.exit_code != 0:
             click.echo(f"go on with: manyhands train --host={','.join(outcome.endings)} --resume {directory}")
+            if not any((directory / "exports").glob(f"{latest.read_text(encoding='utf-8').strip()}.onnx")):
+                click.echo(
+                    f"its graph comes when it goes on, or here: manyhands export {directory} --to onnx"
+                )

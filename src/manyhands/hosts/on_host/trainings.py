@@ -150,6 +150,7 @@ def stop(line: Line, request: dict[str, Any]) -> None:
                 os.killpg(child, signal.SIGKILL)
             else:
                 os.kill(child, signal.SIGTERM)
+                os.killpg(child, signal.SIGCONT)  # one that stands still (SIGSTOP) would never hear it
     line.answer(status=found)
 
 
