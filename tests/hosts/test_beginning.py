@@ -11,7 +11,7 @@ import yaml
 
 from manyhands.engine.configuration import Configuration, configure
 from manyhands.engine.settings import EngineSettings
-from manyhands.errors import MissingExtra, PlanError
+from manyhands.errors import DataError, MissingExtra, PlanError, StorageError
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.inputs import inputs_of
 from manyhands.hosts.launch import Job, configured_for, environment_of_job
@@ -19,6 +19,7 @@ from manyhands.hosts.record import Record, recorded
 from manyhands.plan.needs import Package
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import CustomTask
+from manyhands.tasks.chess_endgames.pieces import needed_tables, parse
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 Begun = Callable[..., tuple[Record, list[str]]]
@@ -96,13 +97,11 @@ def test_what_is_too_large_to_send_must_be_there(
 
 
 def test_of_syzygy_tables_only_those_that_are_needed(tmp_path: Path) -> None:
-    for name in ("KPvKP", "KPvK", "KQvK", "KQQvK"):
-        for kind in ("rtbw", "rtbz"):
-            (tmp_path / f"{name}.{kind}").write_bytes(b"table")
+    needed = needed_tables(parse("KPkp").endings[0])
+    for name in (*needed, "KQQvK.rtbw", "KQQvK.rtbz", "KPvK.rtbz"):
+        (tmp_path / name).write_bytes(b"table")
     plan = configure(["task=chess_endgames", "task.pieces=KPkp", f"task.syzygy={tmp_path}"]).plan
-    names = {Path(sent.name).name for sent in inputs_of(plan).files}
-    assert {"KPvKP.rtbw", "KPvKP.rtbz", "KPvK.rtbw", "KQvK.rtbw"} <= names
-    assert not {"KQQvK.rtbw", "KQQvK.rtbz", "KQvK.rtbz"} & names
+    assert {Path(sent.name).name for sent in inputs_of(plan).files} == set(needed)
 
 
 def test_paths_of_a_task_of_ones_own(tmp_path: Path) -> None:
@@ -118,6 +117,47 @@ def test_paths_of_a_task_of_ones_own(tmp_path: Path) -> None:
     assert isinstance(inputs.plan.task, CustomTask)
     there = "inputs/00-rows.npz"
     assert inputs.plan.task.settings == {"file": there, "deep": [{"where": there}], "text": "a/b"}
+
+
+def test_a_separator_is_no_path() -> None:
+    settings = {"separator": "/", "here": "./", "up": "../", "home": "~/"}
+    inputs = inputs_of(Plan(task=CustomTask(target="mine:FAMILY", settings=settings)))
+    assert not inputs.files
+    assert isinstance(inputs.plan.task, CustomTask)
+    assert inputs.plan.task.settings == settings
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task.pieces=QPk"], "White has 0 kings in 'QPk'"),
+        (["task.pieces=KPkp"], "Any mirror of the Syzygy tables"),
+        (["task.pieces=KPkp", "task.syzygy=nowhere/tables"], "nowhere/tables is not there"),
+    ],
+)
+def test_endings_that_no_host_has_are_refused_here(words: list[str], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        inputs_of(configure(["task=chess_endgames", *words]).plan)
+
+
+def test_hosts_with_one_home_are_refused(host: LoopbackHost, begun: Begun) -> None:
+    host.write_hosts({"HostName": "server2"})
+    with pytest.raises(PlanError, match=r"have .*runs/together in common, as with one home on both"):
+        begun(host.manyhands_home / "runs" / "together", on=("server1", "server2"))
+
+
+def test_one_that_failed_before_its_first_checkpoint_is_begun_again(host: LoopbackHost, begun: Begun) -> None:
+    here = host.manyhands_home / "runs" / "again"
+    record, _ = begun(here)
+    record.with_ending("server1", {"state": "ended", "exit_code": 4}).keep_in(here)
+    begun(here)
+
+
+def test_a_directory_here_that_cannot_be_made(host: LoopbackHost, begun: Begun, tmp_path: Path) -> None:
+    assert host.sshd_pid
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="choose another --directory"):
+        begun(tmp_path / "file" / "run")
 
 
 def test_a_host_without_a_package_that_the_plan_needs(

@@ -147,6 +147,8 @@ def test_another_training_here_is_refused(tmp_path: Path) -> None:
             check_here(tmp_path / "there", resume)
     record.with_ending("server1", ENDED).keep_in(tmp_path / "there")
     check_here(tmp_path / "there", "latest")
+    check_here(tmp_path / "there", None)  # it has ended before there was a checkpoint
+    kept(tmp_path / "there", 1)
     with pytest.raises(PlanError, match="has a training already"):
         check_here(tmp_path / "there", None)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from manyhands.node.view import RunView
-from manyhands.ui.live import ClientScreen, RunScreen, choose_logs, run_table
+from manyhands.ui.live import ClientScreen, RunScreen, Screen, choose_logs, run_table
 
 KEY, OTHER = "a1" * 32, "b2" * 32
 
@@ -140,3 +142,36 @@ def test_no_redrawing_where_nobody_could_see_it() -> None:
     assert choose_logs("tui") == "console"
     assert choose_logs("tui-and-console") == "console"
     assert choose_logs("json") == "json"
+
+
+class Faulty(Screen):
+    """One that cannot be drawn at first."""
+
+    def __init__(self) -> None:
+        super().__init__(redrawn=True, refresh_per_s=100)
+        self.faulty = True
+
+    def _panel(self) -> str:
+        return str([][0]) if self.faulty else "all is well"
+
+    def news(self) -> None:
+        self._draw()
+
+
+def test_a_fault_in_the_view_is_shown_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with Faulty() as screen:
+        screen.console.file = output = io.StringIO()
+        until = time.monotonic() + 10
+        while "cannot be drawn: IndexError" not in output.getvalue():
+            screen.news()
+            assert time.monotonic() < until
+        screen.faulty = False
+        with screen.asking():
+            drawn = output.getvalue()
+            screen.line("held")
+            assert output.getvalue() == drawn
+        assert "held" in output.getvalue()
+        while "all is well" not in output.getvalue():
+            screen.news()
+            assert time.monotonic() < until

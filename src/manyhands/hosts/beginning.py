@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -51,6 +52,8 @@ from manyhands.hosts.record import Part, Record, recorded
 from manyhands.hosts.watching import View
 
 SHARDS: Final = "shards"
+MARK: Final = ".host"
+"""In the run's directory there: whose it is."""
 EXPORTING: Final = EXTRAS["onnx"]
 """What a host exports with; without them it trains all the same."""
 RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -113,11 +116,13 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
         _tell_of_outputs(facts, view)
         _tell_of_exports(facts[0], jobs[0], view)
         record = _record(facts, wish)
-        found = await asyncio.gather(*map(found_there, agents, record.parts, repeat(resume)))
+        own = repeat(recorded(wish.directory) is not None)
+        found = await asyncio.gather(*map(found_there, agents, record.parts, repeat(resume), own))
         origin = None if resume is None else origin_of(wish.directory, resume, found[0])
         if origin is not None:
             jobs = [replace(job, resume=origin.name) for job in jobs]
         if len(hosts) > 1:
+            await _check_apart(agents, record)
             jobs = await _meeting(agents[0], facts[0], jobs)
         begun = [
             _Begun(there=there, facts=fact, job=job, part=part, found=has)
@@ -263,6 +268,22 @@ def _job(wish: Wish, host: Host, inputs: Inputs, rank: int, nodes: int) -> Job:
         rank=rank,
         nodes=nodes,
     )
+
+
+async def _check_apart(agents: Sequence[Agent], record: Record) -> None:
+    """Raises PlanError where two hosts have the run's directory in common: each writes a status of its own there."""
+    owners: dict[str, str] = {}
+    for there, part in zip(agents, record.parts, strict=True):
+        mark = secrets.token_hex(8)
+        owners[mark] = part.host
+        await there.ask("put", mark.encode(), path=f"{part.directory}/{MARK}", offset=0, last=True)
+    for there, part in zip(agents, record.parts, strict=True):
+        found = (await there.ask("text", path=f"{part.directory}/{MARK}", bytes=64))["text"]
+        if owners.get(found) != part.host:
+            raise PlanError(
+                f"{part.host} and {owners.get(found, 'another host')} have {part.directory} in common, as with one "
+                "home on both: give them a WorkDir each in the hosts' file"
+            )
 
 
 async def _meeting(first: Agent, facts: Facts, jobs: Sequence[Job]) -> list[Job]:

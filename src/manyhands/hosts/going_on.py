@@ -51,6 +51,8 @@ def check_here(directory: Path, resume: str | None) -> None:
         )
     if resume is not None:
         return
+    if record is not None and not numbered(directory / CHECKPOINTS, TRAINING):
+        return  # it has ended before there was anything to go on from
     if record is not None or (directory / EVENTS).exists() or numbered(directory / CHECKPOINTS, TRAINING):
         raise PlanError(
             f"{directory} has a training already: go on with it (--resume {directory}), or choose another "
@@ -58,8 +60,11 @@ def check_here(directory: Path, resume: str | None) -> None:
         )
 
 
-async def found_there(there: Agent, part: Part, resume: str | None) -> Found:
-    """What the host has of the run. Raises PlanError where one runs there, or is not to be gone on with."""
+async def found_there(there: Agent, part: Part, resume: str | None, own: bool = False) -> Found:
+    """What the host has of the run. Raises PlanError where one runs there, or is not to be gone on with.
+
+    own: what is there was begun from here, and has ended.
+    """
     status = (await there.ask("status", run=part.directory))["status"]
     if status is not None and status["state"] == "running":
         raise PlanError(
@@ -75,7 +80,7 @@ async def found_there(there: Agent, part: Part, resume: str | None) -> Found:
             checkpoints[checkpoint][file] = size
         elif name == EVENTS:
             events = size
-    if resume is None and (checkpoints or events):
+    if resume is None and (checkpoints or (events and not own)):
         raise PlanError(
             f"{part.host} has a training in {part.directory} already: go on with it (--resume), or choose another "
             "run=NAME"

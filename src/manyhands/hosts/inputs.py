@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from manyhands.errors import PlanError
+from manyhands.errors import DataError, PlanError
 from manyhands.plan.needs import paths_of
 from manyhands.plan.resolve import resolve
 from manyhands.plan.schema import Plan
@@ -50,7 +50,11 @@ class Inputs:
 
 
 def inputs_of(plan: Plan, allowed: Sequence[str] = ()) -> Inputs:
-    """What to send. Raises PlanError for code that is not found."""
+    """What to send. Raises PlanError for code that is not found, DataError for files that cannot be read and for
+    endings that no host can make positions of.
+    """
+    if isinstance(plan.task, ChessEndgamesTask) and plan.data.shards is None:
+        _check_endgames(plan.task)
     data = plan.model_dump(mode="json")
     files: list[Sent] = []
     elsewhere: list[str] = []
@@ -68,8 +72,8 @@ def inputs_of(plan: Plan, allowed: Sequence[str] = ()) -> Inputs:
         found = _files(here, plan)
         size = sum(file.stat().st_size for file, _ in found)
         if size > left_bytes:
-            _put(data["task"], at, str(here.resolve()))
-            large.append(str(here.resolve()))
+            large.append(os.path.abspath(here))
+            _put(data["task"], at, large[-1])
             continue
         left_bytes -= size
         name = placed[here.resolve()] = f"{INPUTS}/{len(placed):02}-{here.resolve().name}"
@@ -114,7 +118,18 @@ def _named_so(value: Any, at: At, called: str = "") -> Iterator[tuple[At, str]]:
 
 
 def _is_here(text: str) -> bool:
-    return "/" in text and Path(text).expanduser().exists()
+    """A file or directory by a path of more than one part: a separator or a home is none."""
+    path = Path(text).expanduser()
+    return "/" in text.strip("/.~") and path.exists()
+
+
+def _check_endgames(task: ChessEndgamesTask) -> None:
+    """What the host would find wrong, before anything is sent; where the tables are its own, it looks itself."""
+    from manyhands.tasks.chess_endgames.truth import check_source  # needs numpy, which a follower does not
+
+    tables = None if task.syzygy is None else Path(task.syzygy).expanduser()
+    if tables is None or tables.is_dir() or not tables.is_absolute():
+        check_source(parse(task.pieces), tables)
 
 
 def _put(data: Any, at: At, value: str) -> None:
@@ -127,7 +142,12 @@ def _files(path: Path, plan: Plan) -> list[tuple[Path, str]]:
     """The files to send of a path, and the end of their names; of Syzygy tables those that are needed."""
     if path.is_file():
         return [(path, "")]
-    found = sorted(file for file in path.rglob("*") if file.is_file())
+    try:
+        found = sorted(file for file in path.rglob("*") if file.is_file())
+    except OSError as error:
+        raise DataError(
+            f"{path}, which the plan names: {error}; make it readable, or give another"
+        ) from error
     if isinstance(plan.task, ChessEndgamesTask) and Path(plan.task.syzygy or "").expanduser() == path:
         needed = {name for ending in parse(plan.task.pieces).endings for name in needed_tables(ending)}
         found = [file for file in found if file.name in needed]

@@ -292,7 +292,12 @@ def _export(facts: Facts, job: Job, directory: str) -> list[str] | None:
 
 
 def kept_here(directory: Path, texts: Mapping[str, str]) -> None:
-    """The same configuration beside the record here, so that a checkpoint that comes back belongs to it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (directory / name).write_text(text, encoding="utf-8")
+    """The same configuration beside the record here, so that a checkpoint that comes back belongs to it. Raises
+    StorageError.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{directory}: {error.strerror}; choose another --directory") from error

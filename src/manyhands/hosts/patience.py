@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from manyhands.errors import ServerUnreachable
+from manyhands.errors import Refused, ServerUnreachable, WorkerError
 
 T = TypeVar("T")
 FIRST_S: Final = 0.5
@@ -23,11 +23,13 @@ class Patience:
     name: str
     tell: Callable[[str], None]
     give_up_s: float = GIVE_UP_S
+    was_there: bool = False
     _lost_since: float | None = None
     _pause_s: float = field(default=FIRST_S)
 
     def answered(self) -> None:
         """The host is there."""
+        self.was_there = True
         if self._lost_since is not None:
             self.tell(f"{self.name} is there again after {time.monotonic() - self._lost_since:.0f} s")
         self._lost_since, self._pause_s = None, FIRST_S
@@ -54,3 +56,9 @@ async def patiently(patience: Patience, attempt: Callable[[], Awaitable[T]]) -> 
             return await attempt()
         except (ServerUnreachable, TimeoutError) as error:
             await patience.lost(error)
+        except (Refused, WorkerError) as error:
+            if not patience.was_there:
+                raise
+            await patience.lost(
+                error
+            )  # a key that the agent has lost, a container that starts again: it may pass

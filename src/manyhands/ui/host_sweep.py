@@ -22,7 +22,7 @@ from manyhands.errors import (
 )
 from manyhands.hosts.beginning import Wish, begin
 from manyhands.hosts.hosts_file import Host
-from manyhands.hosts.record import Record
+from manyhands.hosts.record import Record, recorded
 from manyhands.hosts.watching import watch, words_of
 from manyhands.ui.attending import attended, detached, stop_all
 from manyhands.ui.host_training import REFRESH_PER_S
@@ -112,6 +112,7 @@ class _Sweep:
         self._codes: dict[int, int] = {}
         self._running: dict[int, Record] = {}
         self._unsure: list[str] = []  # were being begun when a person left
+        self._stopped = False
         self._beginning = 0
         self._turn = asyncio.Condition()
         self._fault: ManyhandsError | None = None
@@ -126,7 +127,8 @@ class _Sweep:
         return next((code for _, code in sorted(self._codes.items()) if code), 0)
 
     async def _stop(self, screen: SweepScreen) -> None:
-        """Begin no more, and have those that run save and end."""
+        """Begin no more, and have those that run save and end; what is just being begun ends when it has."""
+        self._stopped = True
         if waiting := self._not_begun():
             screen.line(waiting)
         self._codes |= {number: Interrupted.exit_code for number, _ in self._left}
@@ -175,7 +177,10 @@ class _Sweep:
             except _OF_THE_HOST as error:
                 view.tell(f"error: {error}; nothing more is begun there")
                 screen.remove(table)
-                self._left.insert(0, taken)
+                if self._stopped:
+                    self._codes[number] = Interrupted.exit_code
+                else:
+                    self._left.insert(0, taken)
                 self._fault = error
                 return
             except ManyhandsError as error:
@@ -183,6 +188,8 @@ class _Sweep:
                 self._codes[number] = error.exit_code
             else:
                 self._running[number] = record
+                if self._stopped:
+                    await stop_all([record], screen.line)
             finally:
                 await self._has_begun()
             if number in self._running:
@@ -204,7 +211,8 @@ def attach_all(runs: Sequence[tuple[Path, Record]], logs: str) -> int:
             records = [record for _, record in runs]
             left = await attended(watching, screen, lambda: stop_all(records, screen.line))
         if left is not None:
-            return detached([record for record in records if not record.fetched], left)
+            now = [recorded(directory) or record for directory, record in runs]
+            return detached([record for record in now if not record.ended], left)
         return next((code for code in watching.result() if code), 0)
 
     return asyncio.run(carry_out())

@@ -102,7 +102,8 @@ def _tell_end(directory: Path, outcome: Outcome, *, quiet: bool) -> None:
         click.echo(f"checkpoint {directory / 'checkpoints' / latest.read_text(encoding='utf-8').strip()}")
         if outcome.exit_code != 0:
             click.echo(f"go on with: manyhands train --host={','.join(outcome.endings)} --resume {directory}")
-            if not any((directory / "exports").glob(f"{latest.read_text(encoding='utf-8').strip()}.onnx")):
+            graph = directory / "exports" / f"{latest.read_text(encoding='utf-8').strip()}.onnx"
+            if graph.parent.is_dir() and not graph.is_file():
                 click.echo(
                     f"its graph comes when it goes on, or here: manyhands export {directory} --to onnx"
                 )

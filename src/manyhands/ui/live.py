@@ -92,8 +92,7 @@ class Screen:
     def _go_on(self) -> None:
         if not self._redrawn:
             return
-        if self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False, get_renderable=self._locked_panel)
+        self._live = Live(console=self.console, auto_refresh=False, get_renderable=self._locked_panel)
         self._closed.clear()
         self._live.start(refresh=True)
         self._drawing = threading.Thread(target=self._redraw, name="screen", daemon=True)
@@ -120,8 +119,11 @@ class Screen:
                 self._write(text)
 
     def _locked_panel(self) -> RenderableType:
-        with self._lock:
-            return self._panel()
+        try:
+            with self._lock:
+                return self._panel()
+        except Exception as error:  # noqa: BLE001 - the boundary of the view: what it shows goes on without it
+            return Text(f"this cannot be drawn: {type(error).__name__}: {error}", style="dim")
 
     def _panel(self) -> RenderableType:
         return ""

@@ -82,9 +82,9 @@ class There:
                 "rank, world_size, nodes and master_addr are for those started by hand: --host=a,b does that itself"
             )
         directory = training_directory(configuration, self.directory)
-        plan = configuration.plan
-        if self.shards is not None:
-            data = plan.data.model_copy(update={"shards": self.shards})
+        plan, shards = configuration.plan, self._shards_there()
+        if shards is not None:
+            data = plan.data.model_copy(update={"shards": shards})
             configuration = replace(configuration, plan=plan.model_copy(update={"data": data}))
         return Wish(
             configuration=configuration,
@@ -94,9 +94,15 @@ class There:
             devices=self.devices,
             export=self.export,
             docker=configuration.settings.exec.run_in_docker,
-            paths=() if self.shards is None else (self.shards,),
+            paths=() if shards is None else (shards,),
             upload=self.upload,
         )
+
+    def _shards_there(self) -> str | None:
+        """As the host sees them from anywhere: what is relative, is to the home of who logs in."""
+        if self.shards is None or self.shards.startswith(("/", "~")):
+            return self.shards
+        return f"~/{self.shards}"
 
     def _composed(self, compose: Compose, words: Sequence[Sequence[str]], host: Host) -> list[Configuration]:
         """Each with the task of the shards: that of the manifest here, or as the host has it.
@@ -113,7 +119,7 @@ class There:
         faults: list[ManyhandsError] = []
         for docker in (False,) if host.docker_launch_command is None else (False, True):
             try:
-                manifest = asyncio.run(_manifest(host, self.shards, docker=docker))
+                manifest = asyncio.run(_manifest(host, str(self._shards_there()), docker=docker))
             except (DataError, WorkerError) as fault:
                 faults.append(fault)
                 continue

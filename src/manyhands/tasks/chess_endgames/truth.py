@@ -138,10 +138,7 @@ def open_source(pieces: str, syzygy: Path | None) -> PositionSource:
     three men where there is none. Raises DataError for an impossible specification, and one that names the table
     files that are missing."""
     specification = parse(pieces)
-    if syzygy is not None:
-        check_tables(specification.endings, syzygy)
-    else:
-        _check_solvable(specification)
+    check_source(specification, syzygy)
     for one in specification.endings:
         if one.men > MOST_MEN:
             log.warning(
@@ -152,6 +149,14 @@ def open_source(pieces: str, syzygy: Path | None) -> PositionSource:
                 MOST_MEN,
             )
     return PositionSource(specification=specification, truth=open_truth(syzygy))
+
+
+def check_source(specification: Specification, syzygy: Path | None) -> None:
+    """Raises DataError where the truth of these endings is not to be had: the table files that are missing."""
+    if syzygy is not None:
+        check_tables(specification.endings, syzygy)
+    else:
+        _check_solvable(specification)
 
 
 def open_truth(syzygy: Path | None) -> Truth:
