@@ -265,9 +265,11 @@ def test_latest_finds_the_training_with_other_settings_too(manyhands: Run) -> No
         "local.steps=2",
         "resume=latest",
     ]
-    first = manyhands("train", *small, "exec.threads=1")
+    first = manyhands("train", *small, "seed=2", "exec.threads=1")
     assert first.returncode == 0, first.stderr
     assert "it begins at step 0" in first.stdout
+    first = manyhands("train", *small[:-1])  # under a name of its own
+    assert first.returncode == 0, first.stderr
     again = manyhands("train", *small, "logging.every_steps=1", "parallel.strategy=fsdp")
     assert again.returncode == 0, again.stderr
     assert "resumed at step 2" in again.stdout

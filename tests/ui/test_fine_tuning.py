@@ -139,14 +139,15 @@ def test_weights_that_are_none(
     train: Train, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train("base")
-    for where, said in (
-        (tmp_path / "gone", "there is no directory"),
-        (tmp_path / "runs" / "base", "give one of them"),
-        (tmp_path, "holds no model" if task in ("grids", "chess_endgames") else "statistics.json"),
+    for where, said, code in (
+        (tmp_path / "gone", "there is no directory", 4),
+        (tmp_path / "runs" / "base", "give one of them", 3),
+        ("base", "give one of them", 3),
+        (tmp_path, "holds no model" if task in ("grids", "chess_endgames") else "statistics.json", 4),
     ):
         assert (
             run(["train", f"task={task}", *TASKS[task], f"task.weights={where}", "run=x", "--logs", "none"])
-            == 4
+            == code
         )
         assert said in capsys.readouterr().err
 
@@ -180,3 +181,53 @@ def test_what_a_tables_answers_mean_is_as_for_the_weights(
     numbers = (table("numbers.csv", "1", "2", "3"), "task.problem=regression")
     assert train(*numbers, weights, "run=numbers") == 4
     assert "the problem 'classification', the plan's is 'regression'" in capsys.readouterr().err
+
+
+def test_weights_are_found_below_runs_and_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter names its base for good, wherever the training that goes on is called from."""
+    pytest.importorskip("peft", reason="the extra lora is not installed")
+    monkeypatch.setenv("MANYHANDS_HOME", str(tmp_path))
+    small = ["train", "task=tabular", "task.table.generated_rows=60", *SMALL, "--logs", "none"]
+    assert run([*small, "run=base"]) == 0
+    monkeypatch.chdir(tmp_path / "runs" / "base" / "checkpoints")
+    assert run([*small, *LORA, "task.weights=step-00000004", "run=here"]) == 0
+    assert run([*small, *LORA, "task.weights=base/checkpoints/step-00000004", "run=named"]) == 0
+    bases = []
+    for name in ("here", "named"):
+        kept = tmp_path / "runs" / name / "checkpoints" / "step-00000004" / "adapter_config.json"
+        bases.append(json.loads(kept.read_text())["base_model_name_or_path"])
+    assert bases == [str(tmp_path / "runs" / "base" / "checkpoints" / "step-00000004")] * 2
+
+
+def test_rows_made_ahead_mean_what_the_weights_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MANYHANDS_HOME", str(tmp_path))
+    for name, classes in (("first", "xy"), ("other", "vw")):
+        rows = "".join(f"{i % 7},{classes[i % 2]}\n" for i in range(100))
+        (tmp_path / f"{name}.csv").write_text(f"a,target\n{rows}", encoding="utf-8")
+    small = ["task=tabular", *SMALL]
+    assert (
+        run(["train", *small, f"task.table.files=[{tmp_path}/first.csv]", "run=first", "--logs", "none"]) == 0
+    )
+    checkpoint = tmp_path / "runs" / "first" / "checkpoints" / "step-00000004"
+    agreed = f"task.features.statistics={checkpoint}/statistics.json"
+    table = f"task.table.files=[{tmp_path}/other.csv]"
+    assert (
+        run(["shards", "pack", *small[:1], table, agreed, "--out", str(tmp_path / "s"), "--processes", "1"])
+        == 0
+    )
+    capsys.readouterr()
+    words = [
+        "train",
+        "--shards",
+        str(tmp_path / "s"),
+        f"task.weights={checkpoint}",
+        "run=over",
+        "--logs",
+        "none",
+    ]
+    assert run(words) == 4
+    assert "their classes is ['x', 'y'], and that of these shards ['v', 'w']" in capsys.readouterr().err

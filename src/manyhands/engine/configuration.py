@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from manyhands.config import did_you_mean
+from manyhands.config import did_you_mean, home
+from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
 from manyhands.engine.settings import EngineSettings, Start
 from manyhands.errors import PlanError
 from manyhands.identity.canonical import digest
@@ -91,7 +92,7 @@ def configure(
     where += " with overrides" if overrides else ""
     if plan_file is None and task is None:
         data = compose_data(overrides, config_name, config_dir)
-        return _told_apart(data, where)
+        return _with_weights_found(_told_apart(data, where))
     data = compose_data((), config_name, config_dir) if plan_file is None else read_plan_file(plan_file)
     if task is not None:
         own = data.get("task", {})
@@ -99,7 +100,32 @@ def configure(
             free = MODEL_SETTINGS.get(task["name"], frozenset()) if own.get("name") == task["name"] else ()
             own = {key: own[key] for key in free if key in own}
         data = {**data, "task": overlay(task, own)}
-    return _told_apart(apply_overrides(data, overrides, config_dir), where)
+    return _with_weights_found(_told_apart(apply_overrides(data, overrides, config_dir), where))
+
+
+def _with_weights_found(configuration: Configuration) -> Configuration:
+    """Existing weights by a path that holds from anywhere: a checkpoint names it for good. They may be below a run's
+    name, too. Raises PlanError for a directory that holds several checkpoints.
+    """
+    plan = configuration.plan
+    weights = getattr(plan.task, "weights", None)
+    if weights is None:
+        return configuration
+    places = (Path(weights).expanduser(), home() / "runs" / weights)
+    found = next((place.resolve() for place in places if place.is_dir()), None)
+    if found is None:  # a name on the Hub, or what the task will not find either
+        return configuration
+    several = numbered(found, TRAINING, RUN) or numbered(found / "checkpoints", TRAINING, RUN)
+    if several:
+        raise PlanError(
+            f"task.weights {weights!r} holds several checkpoints: give one of them, as {several[-1]}"
+        )
+    changes: dict[str, Any] = {"weights": str(found)}
+    tokenizer = getattr(plan.task, "tokenizer", None)
+    if tokenizer is not None and tokenizer.path == weights:
+        changes["tokenizer"] = tokenizer.model_copy(update={"path": str(found)})
+    task = plan.task.model_copy(update=changes)
+    return replace(configuration, plan=plan.model_copy(update={"task": task}))
 
 
 def kept_configuration(directory: Path, overrides: Sequence[str] = ()) -> Configuration:
@@ -122,12 +148,16 @@ def _told_apart(data: dict[str, Any], where: str) -> Configuration:
     known = {*Plan.model_fields, *EngineSettings.model_fields, *Start.model_fields}
     for key in data:
         if key not in known:
-            raise PlanError(f"{where}: unknown key '{key}'.{did_you_mean(key, known)}")
+            raise PlanError(f"{where}: unknown key '{key}'.{did_you_mean(key, {*known, *_SHORT})}")
     return Configuration(
         plan=resolve(data, where=where),
         settings=EngineSettings.parse(engine, where=where),
         start=Start.parse(start, where=where),
     )
+
+
+_SHORT = ("optimizer", "model")
+"""What composing puts elsewhere: local.optimizer and task.model."""
 
 
 def _taken(data: dict[str, Any], kind: type[EngineSettings | Start]) -> dict[str, Any]:

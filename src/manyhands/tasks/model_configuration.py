@@ -37,6 +37,11 @@ _FILLED_IN = (
     "dtype",
     "torch_dtype",
 )
+_FAULTS: Final = (
+    TypeError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError, ZeroDivisionError,
+    NotImplementedError, StrictDataclassError,
+)  # fmt: skip
+"""What the models of transformers raise for keys that do not go together."""
 CONTEXT: Final = (
     "max_position_embeddings"  # every causal configuration has it, gpt2 as another name of n_positions
 )
@@ -51,9 +56,15 @@ def model_configuration(task: LanguageModelTask, vocabulary_size: int, end_id: i
     the tanh form, costs a quarter of a step on a CPU.
     """
     config = _checked(task)
-    config.vocab_size = vocabulary_size
-    config.bos_token_id = config.eos_token_id = end_id
-    config.pad_token_id = None
+    try:
+        config.vocab_size = vocabulary_size
+        config.bos_token_id = config.eos_token_id = end_id
+        config.pad_token_id = None
+    except _FAULTS as error:
+        raise PlanError(
+            f"model_type {task.model_type!r} cannot do without a padding token or the like: {_first_lines(error)}; "
+            "use another, as gpt2 or llama"
+        ) from error
     return as_trained(config)
 
 
@@ -84,7 +95,13 @@ def _checked(task: LanguageModelTask) -> Any:
         raise PlanError(f"task.model for {task.model_type!r}: {_first_lines(error)}") from error
     named = {CONTEXT, config.attribute_map.get(CONTEXT, CONTEXT)} & set(task.model)
     if not named:
-        setattr(config, CONTEXT, task.block_size)
+        try:
+            setattr(config, CONTEXT, task.block_size)
+        except _FAULTS as error:
+            raise PlanError(
+                f"model_type {task.model_type!r} has no context of task.block_size tokens: {_first_lines(error)}; "
+                "use another, as gpt2 or llama"
+            ) from error
     elif getattr(config, CONTEXT) < task.block_size:
         raise PlanError(
             f"task.model.{named.pop()} is {getattr(config, CONTEXT)}, less than task.block_size "
@@ -123,8 +140,10 @@ def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
         model = with_attention(
             lambda attention: AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         )
-    except ValueError as error:
-        raise PlanError(f"model_type {config.model_type!r}: {_first_lines(error)}") from error
+    except _FAULTS as error:
+        raise PlanError(
+            f"model_type {config.model_type!r} cannot be made as task.model describes it: {_first_lines(error)}"
+        ) from error
     module: torch.nn.Module = model.float().train()
     return module
 
@@ -142,7 +161,7 @@ def check_causal(model: torch.nn.Module, configuration: Mapping[str, Any]) -> No
         with torch.no_grad():
             model.eval()
             first, second = (model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (tokens, other))
-    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError) as error:
+    except _FAULTS as error:
         raise PlanError(
             f"model_type {kind!r} as task.model describes it fails on {count} tokens: {_first_lines(error)}. Its "
             "keys must fit together (num_key_value_heads, head_dim, ...), or it needs more than text: correct them, "

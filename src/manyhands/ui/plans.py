@@ -179,5 +179,30 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
         found = training_of(start.resume)
         if found is not None:
             return found
-    agreed = start.run or start.resume is not None or start.rank is not None or "RANK" in os.environ
+    by_hand = start.rank is not None or "RANK" in os.environ
+    if start.resume == "latest" and not start.run and not by_hand:
+        return _latest_of(configuration) or home() / "runs" / configuration.name()
+    agreed = start.run or start.resume is not None or by_hand
     return home() / "runs" / (configuration.name() if agreed else new_run_id(configuration.plan))
+
+
+def _latest_of(configuration: Configuration) -> Path | None:
+    """The directory in runs/ that has the newest checkpoint of this plan."""
+    from manyhands.config import home
+    from manyhands.engine.checkpoint_names import TRAINING, numbered
+    from manyhands.engine.configuration import kept_configuration
+    from manyhands.errors import PlanError
+    from manyhands.plan.resolve import PLAN_FILE, plan_hash
+
+    wanted, found = plan_hash(configuration.plan), list[tuple[float, Path]]()
+    for run in (home() / "runs").glob(f"{configuration.plan.name}*"):
+        saved = numbered(run / "checkpoints", TRAINING)
+        if not saved or not (run / PLAN_FILE).is_file():
+            continue
+        try:
+            same = plan_hash(kept_configuration(run).plan) == wanted
+        except PlanError:  # of an older version, or broken: not this one
+            continue
+        if same:
+            found.append((saved[-1].stat().st_mtime, run))
+    return max(found)[1] if found else None

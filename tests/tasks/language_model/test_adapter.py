@@ -123,6 +123,24 @@ def test_without_peft_the_extra_is_named(
         FAMILY.prepare(tuning_plan(adapter=LORA), tmp_path)
 
 
+def test_an_adapter_is_gone_on_from_as_other_weights_are(
+    tuning_plan: MakePlan, prepared: tuple[Prepared, Task], tmp_path: Path
+) -> None:
+    made, task = prepared
+    weights = trained_weights(made)
+    task.save_pretrained(weights, tmp_path / "kept")
+    for name, adapter in (("whole", None), ("again", LORA)):
+        plan = tuning_plan(weights=str(tmp_path / "kept"), adapter=adapter)
+        further = FAMILY.prepare(plan, tmp_path / name)
+        model = FAMILY.open(plan, tmp_path / name).build_model()
+        model.load_state_dict(load_file(further.first_weights), strict=False)
+        adapted = task.build_model()
+        adapted.load_state_dict(weights, strict=False)
+        tokens = task.batch(np.arange(2))["tokens"][:, :-1]
+        ours, theirs = model.eval()(input_ids=tokens).logits, adapted.eval()(input_ids=tokens).logits
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_targets_are_as_named(tuning_plan: MakePlan, tmp_path: Path) -> None:
     made = FAMILY.prepare(tuning_plan(adapter=Adapter(rank=2, targets=("c_attn",))), tmp_path)
     assert {p.name.split(".lora_")[0] for p in made.parameters if p.trainable} == {

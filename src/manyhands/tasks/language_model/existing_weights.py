@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.safety import refuse_code
+from manyhands.tasks.adapter import base_of, merged
 from manyhands.tasks.hub import WEIGHT_FILES, local_copy
 from manyhands.tasks.model_configuration import (
     CONTEXT,
@@ -32,6 +33,8 @@ _PICKLES: Final = ("*.bin", "*.pt", "*.pth")
 def weights_directory(name: str) -> Path:
     """Where the weights are on this machine. Raises DataError if they are not to be had, or only as a pickle."""
     directory = local_copy(name, WEIGHT_FILES, setting=SETTING)
+    if base_of(directory) is not None:  # an adapter, beside the weights of another directory
+        return directory
     if not (directory / "config.json").is_file():
         raise DataError(
             f"{SETTING} {name!r}: {directory} has no config.json: give a directory of transformers"
@@ -54,6 +57,8 @@ def existing_configuration(
 
     Raises DataError for one that is broken or names code; PlanError if the tokens do not fit the model.
     """
+    while (base := base_of(directory)) is not None:
+        directory = local_copy(base, WEIGHT_FILES, setting=SETTING)
     file = directory / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -89,6 +94,11 @@ def load_existing(directory: Path, configuration: Mapping[str, Any]) -> torch.nn
     """The model with the weights of `directory`, in fp32 and training mode, on the CPU. Raises DataError if they
     are not whole or not those of the configuration.
     """
+    base = base_of(directory)
+    if base is not None:
+        below = load_existing(local_copy(base, WEIGHT_FILES, setting=SETTING), configuration)
+        whole: torch.nn.Module = merged(below, directory).float().train()
+        return whole
     config = AutoConfig.for_model(**{k: v for k, v in configuration.items() if k != "transformers_version"})
 
     def load(attention: str) -> Any:

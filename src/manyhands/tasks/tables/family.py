@@ -37,7 +37,7 @@ from manyhands.tasks.tables.model import (
     TABLE,
     agreed_statistics,
     as_answered,
-    described_by,
+    check_alike,
     load_pretrained,
     model_of,
     read_description,
@@ -124,11 +124,8 @@ class TableFamily(ABC, Generic[Settings]):
         """Other hidden layers over the same rows. Raises DataError, PlanError."""
         task = self._settings(plan)
         table, statistics = read_description(directory)
-        if task.weights is not None and described_by(task.weights)[1] != statistics:
-            raise DataError(
-                f"task.weights {task.weights!r}: there columns became numbers in another way than in these shards; "
-                "make shards with the statistics.json of the weights as task.features.statistics"
-            )
+        if task.weights is not None:
+            check_alike(table, statistics, task.weights)
         write_json(directory / TABLE, {**table, "hidden_sizes": list(task.hidden_sizes)})
         return self._with_model(plan, directory, 0)
 

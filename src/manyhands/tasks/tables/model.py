@@ -15,6 +15,8 @@ from manyhands.errors import DataError
 from manyhands.plan.tables import SurvivalTask, TabularTask
 from manyhands.tasks.own_model import checkpoint_at, load_model
 
+_MEANINGS = ("classes", "outputs", "mean", "deviation")
+"""What table.json says of the outputs."""
 STATISTICS, TABLE = "statistics.json", "table.json"
 FEATURES = "features"
 
@@ -93,10 +95,23 @@ def as_answered(table: dict[str, Any], weights: str) -> dict[str, Any]:
             f"the target has the class {new[0]!r}, and task.weights {weights!r} know {', '.join(known)}: leave those "
             "rows out, or train without task.weights"
         )
-    meant: dict[str, Any] = {
-        key: theirs[key] for key in ("classes", "outputs", "mean", "deviation") if key in theirs
-    }
-    return {**table, **meant}
+    return {**table, **{key: theirs[key] for key in _MEANINGS if key in theirs}}
+
+
+def check_alike(table: Mapping[str, Any], statistics: Statistics, weights: str) -> None:
+    """Raises DataError where rows that were made ahead mean something else than those that the weights learned."""
+    theirs, their_statistics = described_by(weights)
+    if their_statistics != statistics:
+        raise DataError(
+            f"task.weights {weights!r}: there columns became numbers in another way than in these shards; make "
+            "shards with the statistics.json of the weights as task.features.statistics"
+        )
+    for key in ("task", "problem", *_MEANINGS):
+        if theirs.get(key) != table.get(key):
+            raise DataError(
+                f"task.weights {weights!r}: their {key} is {theirs.get(key)!r}, and that of these shards "
+                f"{table.get(key)!r}: train on the table itself, which takes over what the weights' answers mean"
+            )
 
 
 def sizes_of(table: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
