@@ -34,6 +34,7 @@ from manyhands.config.extras import optional
 from manyhands.errors import DataError
 from manyhands.tasks.chess_endgames.distances import DRAW, LOSS, WIN, Int64s
 from manyhands.tasks.chess_endgames.moves import is_legal, legal_moves
+from manyhands.tasks.chess_endgames.pieces import MOST_MEN
 from manyhands.tasks.chess_endgames.record import Record, by_pieces, columns, empty_record, men_of
 
 RECORD_BYTES = 9250
@@ -156,6 +157,8 @@ def _write_board(record: Record, slots: npt.NDArray[np.uint8], require: _Require
     require((np.sort(square, axis=1) == np.arange(64)).all(axis=1), "its squares are not the board's 64")
     require(~slots[:, :, _CASTLING].any(axis=(1, 2)), "it has castling rights, which a record cannot hold")
     np.put_along_axis(record["squares"], square, one_hot["piece"].argmax(axis=2).astype(np.uint8), axis=1)
+    men = np.count_nonzero(record["squares"], axis=1)
+    require(men <= MOST_MEN, f"it has {men.max()} pieces, and the task is for endings of at most {MOST_MEN}")
     for king in (6, 12):
         require((record["squares"] == king).sum(axis=1) == 1, "it has not one king of each colour")
     row, slot = np.nonzero(slots[:, :, _EN_PASSANT])
