@@ -84,9 +84,11 @@ def sshd(unix_user: tuple[str, Path] | None) -> Iterator[LoopbackHost]:
 def host(sshd: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHost]:
     """The same host, as a person sees it who connects for the first time: a home with ~/.ssh and no trainings.
 
-    What still runs there after a test is ended.
+    What a test writes, the host's user may read and change, also where it is another one: what lies there stands for
+    its own files, and `place_of_both` for a mount. What still runs there after a test is ended.
     """
-    sshd.client = tmp_path / "client"
+    before = os.umask(0)
+    sshd.client = sshd.directory / tmp_path.name / "client"
     sshd.set_up_client()
     for name, value in sshd.environment().items():
         monkeypatch.setenv(name, value)
@@ -99,6 +101,13 @@ def host(sshd: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             for name in ("pid", "child"):
                 if processes.begun(status[name]) == status[f"{name}_start"]:
                     os.kill(status[name], signal.SIGKILL)
+    os.umask(before)
+
+
+@pytest.fixture
+def place_of_both(host: LoopbackHost) -> Path:
+    """A directory that the host's user can reach too."""
+    return host.client.parent
 
 
 @pytest.fixture

@@ -82,8 +82,9 @@ def test_so_is_what_lies_beside_it_and_is_imported(tmp_path: Path, monkeypatch: 
 
 
 def test_what_is_too_large_to_send_must_be_there(
-    tmp_path: Path, host: LoopbackHost, begun: Begun, monkeypatch: pytest.MonkeyPatch
+    place_of_both: Path, host: LoopbackHost, begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tmp_path = place_of_both
     (tmp_path / "small.csv").write_text("a,target\n1,2\n")
     (tmp_path / "large.csv").write_text("a,target\n" + "1,2\n" * 100)
     words = ["task=tabular", f"task.table.files=[{tmp_path}/small.csv,{tmp_path}/large.csv]"]

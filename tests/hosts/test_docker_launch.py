@@ -35,13 +35,13 @@ exec bwrap --dev-bind / / --bind INSIDE OUTSIDE -- "$@"
 
 
 @pytest.fixture
-def docker(host: LoopbackHost, tmp_path: Path) -> str:
+def docker(host: LoopbackHost, place_of_both: Path) -> str:
     """A DockerLaunchCommand; what the container has at the host's home is in <home>/../inside."""
     if shutil.which("bwrap") is None:
         pytest.skip("no bwrap on this machine: install bubblewrap to test docker's part")
     inside = host.directory / "inside"
     inside.mkdir(exist_ok=True)
-    program = tmp_path / "docker"
+    program = place_of_both / "docker"
     program.write_text(STAND_IN.replace("INSIDE", str(inside)).replace("OUTSIDE", str(host.home)))
     program.chmod(0o755)
     refused = subprocess.run(

@@ -143,7 +143,7 @@ def test_detached_and_attached_and_stopped(
         ([], {"Devices": [1]}, 12, r"server1 has no GPU 1"),
         (["--shards", "/nowhere/shards"], {}, 4, "--shards is the directory as server1 sees it; send one"),
         (["task=grids", "task.evaluation=[{name: a, path: /nowhere/s}]"], {}, 4, "server1 has no /nowhere/s: give"),
-        ([], {"WorkDir": "/proc/x"}, 9, "server1: 0 MiB are free at /proc/x, .* or choose another WorkDir"),
+        ([], {"WorkDir": "/proc/x"}, 9, "(are free at /proc/x, .* or|/proc/x cannot be written:) choose another"),
         ([], {"Python": "/usr/bin/python3"}, 12, "server1 has no manyhands for /usr/bin/python3: .*hosts setup"),
         (["--host", "server1", "--host", "server1"], {}, 2, "one training on several hosts is --host="),
     ],
@@ -168,12 +168,12 @@ def test_nothing_is_started_where_something_is_wrong(
 
 
 def test_another_version_there(
-    host: LoopbackHost, manyhands: Command, tiny: tuple[str, ...], tmp_path: Path
+    host: LoopbackHost, manyhands: Command, tiny: tuple[str, ...], place_of_both: Path
 ) -> None:
-    other = tmp_path / "other" / "manyhands-0.0.9.dist-info"
+    other = place_of_both / "other" / "manyhands-0.0.9.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: manyhands\nVersion: 0.0.9\n")
-    python = tmp_path / "python"
+    python = place_of_both / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={other.parent} exec python3 "$@"\n')
     python.chmod(0o755)
     host.write_hosts(Python=str(python))
