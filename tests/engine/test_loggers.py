@@ -66,7 +66,7 @@ def test_tensorboard_has_every_figure_the_stats_and_the_pictures(
 def test_wandb_has_every_figure_the_stats_and_the_pictures_and_no_secret(
     world: Any, tmp_path: Path, png: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     logging = Logging(every_steps=4, wandb_project="mine", wandb_group="us", optim_stats_steps=6)
