@@ -66,7 +66,7 @@ def test_whole(train: Train, weights: tuple[float, Path]) -> None:
 
 
 def test_lora(
-    train: Train, weights: tuple[float, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, weights: tuple[float, Path], task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("peft", reason="the extra lora is not installed")
     loss, checkpoint = weights
@@ -83,6 +83,10 @@ def test_lora(
     capsys.readouterr()
     assert run(["eval", "adapted", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert run(["sample", "adapted"]) == 4
+    assert (
+        f"is of the task {task}: give a checkpoint that a language model run wrote" in capsys.readouterr().err
+    )
     file = tmp_path / "merged.safetensors"
     assert run(["export", "adapted", "--to", "safetensors", "--output", str(file)]) == 0
     merged = load_file(file)

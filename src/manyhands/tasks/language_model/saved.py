@@ -16,6 +16,7 @@ from manyhands.errors import DataError
 from manyhands.tasks.adapter import CONFIGURATION, base_of, merged
 from manyhands.tasks.model_configuration import CONTEXT, without_progress_bars
 from manyhands.tasks.protocol import Saved
+from manyhands.tasks.saved import task_that_saved
 
 
 class Logits(torch.nn.Module):
@@ -48,6 +49,11 @@ def load_language_model(directory: Path) -> Any:
     """The model of a checkpoint, a PreTrainedModel in evaluation mode; of an adapter, its base with the adapter
     merged into it. Raises DataError.
     """
+    task = task_that_saved(directory)
+    if task not in (None, "language_model"):
+        raise DataError(
+            f"{directory} is of the task {task}: give a checkpoint that a language model run wrote"
+        )
     base = base_of(directory)
     if base is not None:
         return merged(
