@@ -3,10 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from manyhands.engine.flops import training_flops
+from manyhands.engine.report import peak_flops
 from manyhands.tasks.protocol import Loss
 
 
@@ -36,3 +38,22 @@ def test_a_model_whose_way_depends_on_contents_is_not_counted(world: Any) -> Non
 
     task: Any = Choosy()
     assert training_flops(task, task.task.build_model()) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA RTX A4000", None),  # neither an A40
+        ("NVIDIA RTX A1000 Laptop GPU", None),  # nor an A10
+    ],
+)
+def test_a_peak_is_that_of_this_very_device(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
+    assert peak_flops(torch.device("cuda")) == peak

@@ -33,6 +33,10 @@ def optional(module: str, *, extra: str, option: str) -> ModuleType:
         package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise MissingExtra(
-            f"{option} needs the package '{package}', which is not installed: pip install 'manyhands[{extra}]'"
-        ) from None
+        raise missing(package, extra=extra, option=option) from None
+
+
+def missing(package: str, *, extra: str, option: str) -> MissingExtra:
+    return MissingExtra(
+        f"{option} needs the package '{package}', which is not installed: pip install 'manyhands[{extra}]'"
+    )

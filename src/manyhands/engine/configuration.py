@@ -17,13 +17,13 @@ from typing import Any
 
 import yaml
 
-from manyhands.config import did_you_mean, home
-from manyhands.engine.checkpoint_names import RUN, TRAINING, numbered
+from manyhands.config import did_you_mean
 from manyhands.engine.settings import EngineSettings, Start
 from manyhands.errors import PlanError
 from manyhands.identity.canonical import digest
 from manyhands.plan.choices import overlay
 from manyhands.plan.compose import apply_overrides, compose_data
+from manyhands.plan.fine_tuning import FineTuned, weights_here
 from manyhands.plan.needs import Package, packages_of
 from manyhands.plan.resolve import PLAN_FILE, dump_plan, plan_hash, read_plan_file, resolve
 from manyhands.plan.schema import Plan
@@ -104,22 +104,12 @@ def configure(
 
 
 def _with_weights_found(configuration: Configuration) -> Configuration:
-    """Existing weights by a path that holds from anywhere: a checkpoint names it for good. They may be below a run's
-    name, too. Raises PlanError for a directory that holds several checkpoints.
-    """
+    """Existing weights by a path that holds from anywhere: a checkpoint names it for good. Raises PlanError."""
     plan = configuration.plan
-    weights = getattr(plan.task, "weights", None)
-    if weights is None:
-        return configuration
-    places = (Path(weights).expanduser(), home() / "runs" / weights)
-    found = next((place.resolve() for place in places if place.is_dir()), None)
+    weights = plan.task.weights if isinstance(plan.task, FineTuned) else None
+    found = None if weights is None else weights_here(weights)
     if found is None:  # a name on the Hub, or what the task will not find either
         return configuration
-    several = numbered(found, TRAINING, RUN) or numbered(found / "checkpoints", TRAINING, RUN)
-    if several:
-        raise PlanError(
-            f"task.weights {weights!r} holds several checkpoints: give one of them, as {several[-1]}"
-        )
     changes: dict[str, Any] = {"weights": str(found)}
     tokenizer = getattr(plan.task, "tokenizer", None)
     if tokenizer is not None and tokenizer.path == weights:

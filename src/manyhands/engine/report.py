@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +32,6 @@ _PEAKS = (  # dense bf16 FLOP/s of tensor cores, from NVIDIA's data sheets
     ("A30", 165e12),
     ("A10", 125e12),
     ("V100", 125e12),
-    ("T4", 65e12),
     ("4090", 165e12),
     ("3090", 71e12),
 )
@@ -181,4 +181,4 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAKS if part in name), None)
+    return next((peak for part, peak in _PEAKS if re.search(rf"\b{part}\b", name)), None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manyhands.config import LocalPath, Settings
+from manyhands.config import LocalPath, Settings, home
+from manyhands.errors import PlanError
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -36,3 +38,24 @@ class FineTuned(Settings):
     same sizes; null: random weights."""
     adapter: Adapter | None = None
     """Train this beside the frozen weights; null: train all weights."""
+
+
+def weights_here(weights: str) -> Path | None:
+    """The directory that `task.weights` names on this machine: a path, or one below the runs here. None for a name on
+    the Hub, and for what is not here. Raises PlanError for a directory that holds several checkpoints.
+    """
+    places = (Path(weights).expanduser(), home() / "runs" / weights)
+    found = next((place.resolve() for place in places if place.is_dir()), None)
+    if found is None:
+        return None
+    several = sorted(
+        path
+        for below in (found, found / "checkpoints")
+        for kind in ("step", "round")
+        for path in below.glob(f"{kind}-*")
+    )
+    if several:
+        raise PlanError(
+            f"task.weights {weights!r} holds several checkpoints: give one of them, as {several[-1]}"
+        )
+    return found

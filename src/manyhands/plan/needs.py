@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any, Final, get_args
 
 from manyhands.config import PATH, LocalPath, Settings
-from manyhands.errors import MissingExtra
+from manyhands.config.extras import missing
 from manyhands.plan.chess_endgames import ChessEndgamesTask
 from manyhands.plan.fine_tuning import FineTuned
 from manyhands.plan.language_model import LanguageModelTask
@@ -50,10 +50,7 @@ def check_installed(packages: Iterable[Package]) -> None:
     """Raises MissingExtra for the first that this Python does not have. Nothing is imported."""
     for package in packages:
         if find_spec(package.module) is None:
-            raise MissingExtra(
-                f"{package.option} needs the package {package.module!r}, which is not installed: pip install "
-                f"'manyhands[{package.extra}]'"
-            )
+            raise missing(package.module, extra=package.extra, option=package.option)
 
 
 def paths_of(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], str]]:

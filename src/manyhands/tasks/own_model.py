@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from manyhands.errors import DataError, PlanError
-from manyhands.plan.fine_tuning import FineTuned
+from manyhands.plan.fine_tuning import FineTuned, weights_here
 from manyhands.tasks.adapter import base_of, merged, save_adapter, with_adapter
 from manyhands.tasks.first_weights import first_model
 
@@ -62,17 +62,12 @@ def begun_model(
 
 
 def checkpoint_at(weights: str) -> Path:
-    """The directory that `task.weights` names. Raises DataError where there is none, or one of several."""
-    directory = Path(weights).expanduser()
-    if not directory.is_dir():
+    """The directory that `task.weights` names. Raises DataError where there is none, PlanError for one of several."""
+    directory = weights_here(weights)
+    if directory is None:
         raise DataError(
-            f"task.weights {weights!r}: there is no directory {directory}; give that of a checkpoint, as "
-            "<training>/checkpoints/step-00001000"
-        )
-    several = sorted([*directory.glob("step-*"), *directory.glob("checkpoints/step-*")])
-    if several:
-        raise DataError(
-            f"task.weights {weights!r} holds several checkpoints: give one of them, as {several[-1]}"
+            f"task.weights {weights!r}: there is no directory {Path(weights).expanduser()}; give that of a "
+            "checkpoint, as <training>/checkpoints/step-00001000"
         )
     return directory
 
@@ -89,8 +84,8 @@ def save_model(
         return
     with torch.device("meta"):
         model = with_adapter(build(), settings.adapter)
-    base = str(Path(settings.weights or "").expanduser().resolve())  # it outlives the working directory
-    save_adapter(model, weights, base, directory)
+    base = weights_here(settings.weights or "") or settings.weights  # it outlives the working directory
+    save_adapter(model, weights, str(base), directory)
 
 
 def load_model(directory: Path, build: Callable[[Path], Model], what: str) -> Model:

@@ -122,7 +122,12 @@ class Screen:
         try:
             with self._lock:
                 return self._panel()
-        except Exception as error:  # noqa: BLE001 - the boundary of the view: what it shows goes on without it
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:  # an event that is not as expected
             return Text(f"this cannot be drawn: {type(error).__name__}: {error}", style="dim")
 
     def _panel(self) -> RenderableType:
