@@ -20,18 +20,18 @@ from manyhands.engine.checkpoint import (
     Cursor,
     Saver,
     Training,
-    checkpoints,
-    find_checkpoint,
     load_checkpoint,
     publish,
 )
+from manyhands.engine.kept_checkpoints import RECORD, checkpoints, find_checkpoint
 from manyhands.engine.optimizer import build_optimizer, state_of
 from manyhands.engine.parallel import Parallelized
 from manyhands.engine.step import Step, training_step
 from manyhands.engine.world import ALONE
 from manyhands.errors import Refused, StorageError
+from manyhands.plan.resolve import PLAN_FILE, dump_plan, plan_hash
+from manyhands.plan.schema import Plan
 
-HASH = "a1" * 32
 STATE_FILE = f"{checkpoint.STATE}/state.safetensors"
 
 
@@ -68,7 +68,7 @@ def contents(training: Training) -> dict[str, torch.Tensor]:
 def save(world: Any, directory: Path, step: int, training: Training | None = None, **more: Any) -> Path:
     training = training or training_of(world)
     cursor = Cursor(step=step, sample=step * 4)
-    saver = Saver(directory, world.task(), plan_hash=HASH, **more)
+    saver = Saver(directory, world.task(), plan=world.plan, **more)
     try:
         return saver.save(training, cursor)
     finally:
@@ -82,7 +82,7 @@ def test_everything_comes_back(world: Any, tmp_path: Path, same: Any) -> None:
 
     other = training_of(world, steps=1)
     assert not same(contents(other), saved)
-    assert load_checkpoint(path, other, plan_hash=HASH) == Cursor(step=12, sample=48)
+    assert load_checkpoint(path, other, world.plan) == Cursor(step=12, sample=48)
     assert same(contents(other), saved)
 
 
@@ -103,7 +103,7 @@ def test_what_is_not_trained_is_not_in_the_state(world: Any, tmp_path: Path, sam
         for parameter in training.model.parameters():
             if parameter.requires_grad:
                 parameter.zero_()
-    load_checkpoint(path, training, plan_hash=HASH)
+    load_checkpoint(path, training, world.plan)
     assert same(contents(training), expected)
 
 
@@ -116,10 +116,10 @@ def test_a_parameter_that_never_had_a_gradient_comes_back_too(world: Any, tmp_pa
     )
     training = Training(model=model, optimizer=optimizer)
     expected = contents(training)
-    saver = Saver(tmp_path, _Silent(), plan_hash=HASH)
+    saver = Saver(tmp_path, _Silent(), plan=world.plan)
     path = saver.save(training, Cursor(step=1, sample=4))
     saver.close()
-    load_checkpoint(path, training, plan_hash=HASH)
+    load_checkpoint(path, training, world.plan)
     assert same(contents(training), expected)
 
 
@@ -145,10 +145,23 @@ def test_the_newest_ones_are_kept_by_step_number(world: Any, tmp_path: Path) -> 
     assert find_checkpoint(tmp_path).name == "step-100000000", "the step number decides, not the pointer"
 
 
-def test_a_checkpoint_of_another_plan_is_refused(world: Any, tmp_path: Path) -> None:
-    path = save(world, tmp_path, 12)
-    with pytest.raises(Refused, match=r"belongs to plan a1a1a1a1a1a1a1a1\.\.\., this plan is b2b2"):
-        load_checkpoint(path, training_of(world), plan_hash="b2" * 32)
+def test_a_checkpoint_of_another_plan_is_refused_and_what_differs_is_named(
+    world: Any, tmp_path: Path
+) -> None:
+    path = save(world, tmp_path / "checkpoints", 12)
+    other = world.plan.model_copy(update={"seed": world.plan.seed + 1})
+    hashes = (
+        rf"another plan \({plan_hash(world.plan)[:16]}\.\.\., this plan is {plan_hash(other)[:16]}\.\.\.\)"
+    )
+    with pytest.raises(Refused, match=hashes):
+        load_checkpoint(path, training_of(world), other)
+    for there, told in (
+        (world.plan, rf"another plan \(seed is {world.plan.seed} there and {other.seed} here\): resume with"),
+        (other, hashes),  # a plan that it was not made with says nothing of it
+    ):
+        (tmp_path / PLAN_FILE).write_text(dump_plan(there))
+        with pytest.raises(Refused, match=told):
+            load_checkpoint(path, training_of(world), other)
 
 
 def kill_points(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
@@ -201,11 +214,11 @@ def test_a_kill_at_any_point_of_a_save_loses_nothing(
         assert finished == (count[0] < n)
         arm(0)
         loaded = training_of(world, steps=3)
-        cursor = load_checkpoint(directory, loaded, plan_hash=HASH)
+        cursor = load_checkpoint(directory, loaded, world.plan)
         assert same(contents(loaded), expected[cursor.step])
         outcomes.append(cursor.step)
         # The pointer never names something that is not there, and the next save cleans up and goes on.
-        assert (directory / (directory / "latest").read_text().strip() / checkpoint.RECORD).is_file()
+        assert (directory / (directory / "latest").read_text().strip() / RECORD).is_file()
         save(world, directory, 30, new, keep=1)
         assert sorted(p.name for p in directory.iterdir()) == ["latest", "step-00000030"]
         if finished:
@@ -231,10 +244,10 @@ def test_a_full_disk_is_an_error_that_leaves_the_old_one(
 
 def test_a_broken_checkpoint_says_so(world: Any, tmp_path: Path) -> None:
     path = save(world, tmp_path, 12)
-    tensors, record = (path / STATE_FILE).read_bytes(), (path / checkpoint.RECORD).read_text()
+    tensors, record = (path / STATE_FILE).read_bytes(), (path / RECORD).read_text()
     (path / STATE_FILE).write_bytes(tensors[:-9])
     with pytest.raises(StorageError, match=r"state: .*resume from another"):
-        load_checkpoint(path, training_of(world), plan_hash=HASH)
+        load_checkpoint(path, training_of(world), world.plan)
     (path / STATE_FILE).write_bytes(tensors)
     for text, message in (
         (record[:40], r"training\.json.*resume from another"),
@@ -242,9 +255,9 @@ def test_a_broken_checkpoint_says_so(world: Any, tmp_path: Path) -> None:
         (record.replace('"version": 2', '"version": 9'), "format version 9, this program reads 2"),
         (record.replace('"step": 12', '"step": "x"'), "wrong type"),
     ):
-        (path / checkpoint.RECORD).write_text(text)
+        (path / RECORD).write_text(text)
         with pytest.raises(StorageError, match=message):
-            load_checkpoint(path, training_of(world), plan_hash=HASH)
+            load_checkpoint(path, training_of(world), world.plan)
 
 
 def test_a_directory_without_checkpoints_is_an_error(tmp_path: Path) -> None:
@@ -264,7 +277,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         original(*args)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
-    saver = Saver(tmp_path, world.task(), plan_hash=HASH, asynchronous=True)
+    saver = Saver(tmp_path, world.task(), plan=world.plan, asynchronous=True)
     path = saver.save(training, Cursor(step=12, sample=48))
     assert not path.exists()
     with torch.no_grad():
@@ -275,7 +288,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert path.is_dir()
     saver.close()
     other = training_of(world, steps=1)
-    load_checkpoint(path, other, plan_hash=HASH)
+    load_checkpoint(path, other, world.plan)
     assert same(contents(other), saved)
 
 
@@ -286,7 +299,7 @@ def test_a_save_in_the_background_that_failed_is_told_by_the_next(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    saver = Saver(tmp_path, world.task(), plan_hash=HASH, asynchronous=True)
+    saver = Saver(tmp_path, world.task(), plan=world.plan, asynchronous=True)
     saver.save(training_of(world), Cursor(step=12, sample=48))
     with pytest.raises(StorageError, match=r"step-00000012.*No space left"):
         saver.wait()
@@ -313,7 +326,7 @@ def test_a_part_that_a_rank_could_not_write_is_told_with_its_reason(
     full = OSError(28, "No space left on device")
     failed.set_exception(CheckpointException("write", {1: (full, traceback.extract_stack())}))
     monkeypatch.setattr(checkpoint, "async_save", lambda *_, **__: failed)
-    saver = Saver(tmp_path, _Silent(), plan_hash=HASH)  # type: ignore[arg-type]
+    saver = Saver(tmp_path, _Silent(), plan=Plan())  # type: ignore[arg-type]
     write = saver._staged_shards(ALONE, {}, {}, {}, "step-00000010")
     with pytest.raises(
         StorageError, match=r"step-00000010: \[Errno 28\] No space left on device; free space"

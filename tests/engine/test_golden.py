@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands.engine.checkpoint import checkpoints
+from manyhands.engine.kept_checkpoints import checkpoints
 from manyhands.engine.run import train
 from manyhands.engine.settings import EngineSettings, Logging
 from manyhands.plan.resolve import dump_plan, resolve

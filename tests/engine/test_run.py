@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from manyhands.engine import run as run_module
-from manyhands.engine.checkpoint import RECORD, STATE, find_checkpoint
+from manyhands.engine.checkpoint import STATE
+from manyhands.engine.kept_checkpoints import RECORD, find_checkpoint
 from manyhands.engine.run import train
 from manyhands.engine.settings import Checkpoints, EngineSettings, Execution, Logging
 from manyhands.errors import Interrupted, PlanError, Refused, WorkerError

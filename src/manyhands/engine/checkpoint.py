@@ -39,18 +39,28 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
-from manyhands.engine.checkpoint_names import RUN, TRAINING, name_of, number_of, numbered
+from manyhands.engine.faults import check_plan_of
+from manyhands.engine.kept_checkpoints import (
+    RECORD,
+    RUN,
+    TRAINING,
+    VERSION,
+    checkpoints,
+    find_checkpoint,
+    name_of,
+    point_to,
+    remove,
+)
 from manyhands.engine.optimizer import create_state
 from manyhands.engine.world import ALONE, World
-from manyhands.errors import PlanError, Refused, StorageError
-from manyhands.storage.durable import sync, write_whole
+from manyhands.errors import PlanError, StorageError
+from manyhands.plan.resolve import plan_hash
+from manyhands.plan.schema import Plan
+from manyhands.storage.durable import sync
 from manyhands.tasks.protocol import Task
 
-VERSION = 2
-LATEST = "latest"
-ASIDE = "aside"
 _APPEARS_S = 15.0  # network file systems show another machine's new file late
-RECORD, STATE = "training.json", "state"
+STATE = "state"
 
 _PARTIAL = re.compile(r"^\.(step|round)-\d{8,}\.partial-\d+$")
 
@@ -93,9 +103,9 @@ class Saver:
     """
 
     def __init__(
-        self, directory: Path, task: Task, *, plan_hash: str, keep: int = 2, asynchronous: bool = False
+        self, directory: Path, task: Task, *, plan: Plan, keep: int = 2, asynchronous: bool = False
     ) -> None:
-        self._directory, self._task, self._plan_hash, self._keep = directory, task, plan_hash, keep
+        self._directory, self._task, self._plan_hash, self._keep = directory, task, plan_hash(plan), keep
         self._asynchronous = asynchronous
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None
@@ -134,7 +144,7 @@ class Saver:
         path = self._directory / name_of(TRAINING, cursor.step)
         if training.world.told(path.is_dir()):
             if training.world.leads:
-                _point_to(self._directory, path.name)
+                point_to(self._directory, path.name)
             return path
         write = self._staged(training, cursor, path.name)
         self._last = self._writer.submit(write)
@@ -229,7 +239,7 @@ class Saver:
         ]  # never the one just written
         try:
             for old in others[: len(others) - (self._keep - 1)]:
-                _remove(old)
+                remove(old)
         except OSError as error:
             raise StorageError(f"old checkpoint {old}: {error}; remove it by hand") from error
 
@@ -275,7 +285,7 @@ def _write_aside(
             sync(aside)
             aside.rename(directory / name)
             sync(directory)
-        _point_to(directory, name)
+        point_to(directory, name)
     except (OSError, SafetensorError) as error:  # a full disk meets the one or the other
         shutil.rmtree(aside, ignore_errors=True)
         raise _not_written(directory / name, error) from error
@@ -295,14 +305,14 @@ def _not_written(path: Path, error: BaseException) -> StorageError:
     return StorageError(f"checkpoint {path}: {error}; free space and try again")
 
 
-def load_checkpoint(path: Path, training: Training, *, plan_hash: str) -> Cursor:
+def load_checkpoint(path: Path, training: Training, plan: Plan) -> Cursor:
     """Restore model and optimizer from a checkpoint, to the last bit, whatever number of processes saved it.
 
     `path` is a checkpoint or a directory of them (then the newest). Raises StorageError for one that is missing or
     broken, Refused for one of another plan; the model may then be partly overwritten, the files never are.
     """
     path = find_checkpoint(path)
-    record = check_plan_of(path, plan_hash)
+    record = check_plan_of(path, plan)
     reader = HuggingFaceStorageReader(str(path / STATE))
     try:
         saved = set(reader.read_metadata().state_dict_metadata)
@@ -331,89 +341,9 @@ def load_checkpoint(path: Path, training: Training, *, plan_hash: str) -> Cursor
     return Cursor(step=record["step"], sample=record["sample"], first_loss=record.get("first_loss"))
 
 
-def check_plan_of(path: Path, plan_hash: str) -> dict[str, Any]:
-    """The record of a checkpoint. Raises Refused if it is of another plan, StorageError if it is broken."""
-    record = _record(path)
-    if record["plan_hash"] != plan_hash:
-        raise Refused(
-            f"checkpoint {path} belongs to plan {record['plan_hash'][:16]}..., this plan is {plan_hash[:16]}...: "
-            "resume with the plan it was made with, or start afresh in another directory"
-        )
-    return record
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """The complete checkpoints in `directory`, by step, the newest last."""
-    return numbered(directory, TRAINING)
-
-
-def set_aside(directory: Path, gone_on_from: Path, step: int) -> list[Path]:
-    """Move the checkpoints of `step` and later into `aside/`, but for `gone_on_from`; where they are then.
-
-    They are of a course that was left: the newest would be one of theirs. Raises StorageError.
-    """
-    origin = gone_on_from.resolve()
-    others = [path for path in checkpoints(directory) if number_of(path) >= step and path.resolve() != origin]
-    moved = []
-    try:
-        for path in others:
-            place = directory / ASIDE / path.name
-            place.parent.mkdir(exist_ok=True)
-            if place.exists():
-                _remove(place)
-            path.rename(place)
-            moved.append(place)
-        if moved:
-            left = checkpoints(directory)
-            _point_to(directory, left[-1].name) if left else (directory / LATEST).unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"checkpoint {path}: {error}; move it elsewhere by hand") from error
-    return moved
-
-
-def find_checkpoint(path: Path) -> Path:
-    """`path` if it is a checkpoint, else the newest one in it or in its `checkpoints/`. Raises
-    StorageError.
-    """
-    if (path / RECORD).is_file():
-        return path
-    for directory in (path, path / "checkpoints"):
-        if found := checkpoints(directory):
-            return found[-1]
-    raise StorageError(
-        f"no checkpoint in {path}: a directory step-<number>, or one that holds such, was expected"
-    )
-
-
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The parameters by name, on the CPU; not copied where they are there already."""
     return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        version, step, sample, plan_hash = (record[key] for key in ("version", "step", "sample", "plan_hash"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"checkpoint {path / RECORD}: {error}; resume from another checkpoint") from error
-    if version != VERSION:
-        raise StorageError(
-            f"checkpoint {path} has format version {version!r}, this program reads {VERSION}; update it"
-        )
-    if not (isinstance(step, int) and isinstance(sample, int) and isinstance(plan_hash, str)):
-        raise StorageError(f"checkpoint {path / RECORD}: step, sample or plan_hash has the wrong type")
-    return dict(record)
-
-
-def _point_to(directory: Path, name: str) -> None:
-    write_whole(directory / LATEST, name + "\n")
-
-
-def _remove(path: Path) -> None:
-    """Rename first: a kill in the middle must not leave half a directory under a checkpoint's name."""
-    doomed = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
 
 
 def _make_room(directory: Path) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
+from manyhands.engine.kept_checkpoints import checkpoints, find_checkpoint, record_of
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.world import Place, data_size_of, is_lost
 from manyhands.errors import ManyhandsError, PlanError, RankLost, Refused, WorkerError
-from manyhands.plan.resolve import plan_hash
+from manyhands.plan.explain import differences
+from manyhands.plan.resolve import PLAN_FILE, plan_hash, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 from manyhands.tasks.registry import check_task
+
+_TOLD: Final = 4
+"""So many settings are named where two plans differ."""
 
 
 def check_trainable(
@@ -47,15 +53,38 @@ def check_trainable(
 
 def _check_directory(plan: Plan, directory: Path, resume: Path | None) -> None:
     """Before anything in it is changed: what is there must be of this plan."""
-    from manyhands.engine.checkpoint import check_plan_of, checkpoints, find_checkpoint  # a client needs none
-
     if resume is not None:
-        check_plan_of(find_checkpoint(resume), plan_hash(plan))
+        check_plan_of(find_checkpoint(resume), plan)
     elif checkpoints(directory / "checkpoints"):
         raise Refused(
             f"{directory} holds checkpoints of an earlier training: go on from it with --resume {directory}, or "
             "choose another directory"
         )
+
+
+def check_plan_of(checkpoint: Path, plan: Plan) -> dict[str, Any]:
+    """The record of a checkpoint. Raises Refused if it is of another plan, StorageError if it is broken."""
+    record = record_of(checkpoint)
+    if record["plan_hash"] != plan_hash(plan):
+        raise Refused(
+            f"checkpoint {checkpoint} belongs to another plan{_what_differs(checkpoint, record['plan_hash'], plan)}: "
+            "resume with the plan it was made with, or start afresh in another directory"
+        )
+    return record
+
+
+def _what_differs(checkpoint: Path, made_with: str, plan: Plan) -> str:
+    """In words, if the plan that a checkpoint was made with is still beside it; else the two hashes."""
+    kept = checkpoint.resolve().parent.parent / PLAN_FILE
+    try:
+        other = resolve(read_plan_file(kept), where=str(kept))
+    except PlanError:
+        other = plan
+    if plan_hash(other) != made_with:
+        return f" ({made_with[:16]}..., this plan is {plan_hash(plan)[:16]}...)"
+    told = differences(other, plan)
+    more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    return f" ({'; '.join(told[:_TOLD])}{more})"
 
 
 def in_words(error: RuntimeError, place: Place, missing: Sequence[int] = ()) -> ManyhandsError | None:

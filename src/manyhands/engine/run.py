@@ -25,12 +25,13 @@ import torch
 from safetensors.torch import load_file
 
 from manyhands.coordination.schedule import learning_rates
-from manyhands.engine.checkpoint import Cursor, Saver, Training, find_checkpoint, load_checkpoint, set_aside
+from manyhands.engine.checkpoint import Cursor, Saver, Training, load_checkpoint
 from manyhands.engine.device import share_threads
 from manyhands.engine.evaluation import evaluate
 from manyhands.engine.events import Event, Events
 from manyhands.engine.faults import check_trainable, in_words
 from manyhands.engine.flops import training_flops
+from manyhands.engine.kept_checkpoints import find_checkpoint, set_aside
 from manyhands.engine.loading import made_ahead, micro_batches, step_indices
 from manyhands.engine.loggers import logging_to
 from manyhands.engine.materials import hash_of, prepare, prepared_mark
@@ -185,7 +186,7 @@ class _Run:
         self.saver = Saver(
             self.directory / "checkpoints",
             self.task,
-            plan_hash=self.hash,
+            plan=self.plan,
             keep=self.settings.checkpoints.keep,
             asynchronous=self.settings.checkpoints.asynchronous,
         )
@@ -227,7 +228,7 @@ class _Run:
         found = self.world.told(None if resume is None else str(find_checkpoint(resume)))
         if found is None:
             return
-        self.cursor = load_checkpoint(Path(found), self.training, plan_hash=self.hash)
+        self.cursor = load_checkpoint(Path(found), self.training, self.plan)
         self.kept_step = self.cursor.step
         self.emit("resumed", step=self.cursor.step, checkpoint=found)
         if not self.world.leads:

@@ -189,8 +189,8 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
 def _latest_of(configuration: Configuration) -> Path | None:
     """The directory in runs/ that has the newest checkpoint of this plan."""
     from manyhands.config import home
-    from manyhands.engine.checkpoint_names import TRAINING, numbered
     from manyhands.engine.configuration import kept_configuration
+    from manyhands.engine.kept_checkpoints import TRAINING, numbered
     from manyhands.errors import PlanError
     from manyhands.plan.resolve import PLAN_FILE, plan_hash
 

@@ -189,7 +189,7 @@ class Here:
         resume = self._configuration.start.resume
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         if resume == "latest" or again:
-            from manyhands.engine.checkpoint import checkpoints
+            from manyhands.engine.kept_checkpoints import checkpoints
 
             if checkpoints(self._directory / "checkpoints"):
                 return self._directory

@@ -95,9 +95,9 @@ def _trained(directory: Path, tables: Path, *, pieces: int) -> tuple[Plan, float
 
 
 def _judged(plan: Plan, directory: Path) -> dict[str, float]:
-    from manyhands.engine.checkpoint import find_checkpoint
     from manyhands.engine.device import choose_device
     from manyhands.engine.evaluate_checkpoint import evaluate_checkpoint
+    from manyhands.engine.kept_checkpoints import find_checkpoint
 
     device, checkpoint = choose_device("auto"), find_checkpoint(directory)
     (found,) = evaluate_checkpoint(checkpoint, plan, directory / "materials", device=device, samples=JUDGED)

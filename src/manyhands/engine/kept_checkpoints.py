@@ -1,0 +1,118 @@
+"""The checkpoints that are kept in a directory: their names, their records, and which is the newest.
+
+That is the one with the highest number, not by name or date. No torch here: commands look for checkpoints before they
+load it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from manyhands.errors import StorageError
+from manyhands.storage.durable import write_whole
+
+VERSION: Final = 2
+RECORD: Final = "training.json"
+LATEST: Final = "latest"
+ASIDE: Final = "aside"
+
+TRAINING, RUN = "step", "round"
+"""The kinds: of a training, by steps; of a networked run, by closings."""
+_NAME: Final = re.compile(rf"^({TRAINING}|{RUN})-(\d{{8,}})$")
+
+
+def name_of(kind: str, number: int) -> str:
+    return f"{kind}-{number:08}"
+
+
+def number_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def is_name(text: str, *kinds: str) -> bool:
+    """Whether a checkpoint of one of these kinds can be called so."""
+    match = _NAME.match(text)
+    return match is not None and match[1] in kinds
+
+
+def numbered(directory: Path, *kinds: str) -> list[Path]:
+    """The complete checkpoints of these kinds in a directory, the newest last; none where there is no directory."""
+    if not directory.is_dir():
+        return []
+    found = (p for p in directory.iterdir() if is_name(p.name, *kinds) and p.is_dir())
+    return sorted(found, key=number_of)
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The complete checkpoints in `directory`, by step, the newest last."""
+    return numbered(directory, TRAINING)
+
+
+def set_aside(directory: Path, gone_on_from: Path, step: int) -> list[Path]:
+    """Move the checkpoints of `step` and later into `aside/`, but for `gone_on_from`; where they are then.
+
+    They are of a course that was left: the newest would be one of theirs. Raises StorageError.
+    """
+    origin = gone_on_from.resolve()
+    others = [path for path in checkpoints(directory) if number_of(path) >= step and path.resolve() != origin]
+    moved = []
+    try:
+        for path in others:
+            place = directory / ASIDE / path.name
+            place.parent.mkdir(exist_ok=True)
+            if place.exists():
+                remove(place)
+            path.rename(place)
+            moved.append(place)
+        if moved:
+            left = checkpoints(directory)
+            point_to(directory, left[-1].name) if left else (directory / LATEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"checkpoint {path}: {error}; move it elsewhere by hand") from error
+    return moved
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` if it is a checkpoint, else the newest one in it or in its `checkpoints/`. Raises
+    StorageError.
+    """
+    if (path / RECORD).is_file():
+        return path
+    for directory in (path, path / "checkpoints"):
+        if found := checkpoints(directory):
+            return found[-1]
+    raise StorageError(
+        f"no checkpoint in {path}: a directory step-<number>, or one that holds such, was expected"
+    )
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """What a training's checkpoint says of itself (training.json). Raises StorageError if it is broken."""
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        version, step, sample, plan_hash = (record[key] for key in ("version", "step", "sample", "plan_hash"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"checkpoint {path / RECORD}: {error}; resume from another checkpoint") from error
+    if version != VERSION:
+        raise StorageError(
+            f"checkpoint {path} has format version {version!r}, this program reads {VERSION}; update it"
+        )
+    if not (isinstance(step, int) and isinstance(sample, int) and isinstance(plan_hash, str)):
+        raise StorageError(f"checkpoint {path / RECORD}: step, sample or plan_hash has the wrong type")
+    return dict(record)
+
+
+def point_to(directory: Path, name: str) -> None:
+    write_whole(directory / LATEST, name + "\n")
+
+
+def remove(path: Path) -> None:
+    """Rename first: a kill in the middle must not leave half a directory under a checkpoint's name."""
+    doomed = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
