@@ -77,16 +77,22 @@ def save_adapter(
 
 
 def base_of(directory: Path) -> str | None:
-    """Where the frozen weights are of an adapter that `save_adapter` wrote; None for a directory without one. Raises
-    DataError.
+    """Where the frozen weights are of an adapter that `save_adapter` wrote: a directory, or a name on the Hub. None
+    for a directory without an adapter. Raises DataError, also for a directory that is not there.
     """
     file = directory / CONFIGURATION
     if not file.is_file():
         return None
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        base = str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: {error!r}; give a whole checkpoint") from error
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise DataError(
+            f"{directory} is an adapter of the weights in {base}, which are not on this machine: bring them here, "
+            f"and write where they are as base_model_name_or_path into {file}"
+        )
+    return base
 
 
 def merged(base: torch.nn.Module, directory: Path) -> Any:

@@ -163,7 +163,8 @@ def training_of(resume: str) -> Path | None:
 
 
 def training_directory(configuration: Configuration, directory: Path | None) -> Path:
-    """The directory of a training: the given one; of one that goes on, its own; else one in runs/ by its name.
+    """The directory of a training: the given one; of one that goes on, its own unless it is given another name by
+    `run`; else one in runs/ by its name.
 
     Processes that are started each by itself, and a resume, find it by the configuration; else the name is new.
     """
@@ -177,7 +178,7 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
         if not Path(start.resume).expanduser().exists():
             raise click.UsageError(f"--resume: {no_run_at(start.resume)}")
         found = training_of(start.resume)
-        if found is not None:
+        if found is not None and not start.run:
             return found
     by_hand = start.rank is not None or "RANK" in os.environ
     if start.resume == "latest" and not start.run and not by_hand:
