@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from manyhands.engine.configuration import configure
+from manyhands.errors import PlanError
 from manyhands.ui.main import run
 
 CONF = Path(str(files("manyhands") / "conf"))
@@ -100,3 +101,27 @@ def test_a_table_says_what_each_setting_means(capsys: pytest.CaptureFixture[str]
     assert "Default: fp32." in table
     assert "rounds.total" not in table
     assert "rounds.total" in shown(capsys, "--format", "table")
+
+
+@pytest.mark.parametrize(
+    ("words", "devices", "machines", "processes"),
+    [
+        ([], None, 1, 1),
+        (["processes=3"], None, 1, 3),
+        (["parallel.tensor_parallelism=2"], None, 1, 2),
+        (["parallel.data_parallelism=2", "parallel.tensor_parallelism=2"], None, 1, 4),
+        (["parallel.data_parallelism=4"], None, 2, 2),
+        (["parallel.data_parallelism=2"], [1], 1, 1),  # which is then refused for what it is
+        (["processes=2", "parallel.tensor_parallelism=4"], None, 2, 2),
+        (["processes=2"], [0, 3], 1, 2),
+    ],
+)
+def test_as_many_processes_as_are_meant(
+    words: list[str], devices: list[int] | None, machines: int, processes: int
+) -> None:
+    assert configure(words).processes(devices, machines) == processes
+
+
+def test_devices_and_processes_that_differ() -> None:
+    with pytest.raises(PlanError, match=r"devices 0,1,2 are 3, processes=2: give one of the two"):
+        configure(["processes=2"]).processes([0, 1, 2])

@@ -180,9 +180,10 @@ def test_sigterm_saves_and_ends_all_ranks(start: Callable[..., Training]) -> Non
 
 
 def test_ranks_do_not_outlive_the_command(start: Callable[..., Training]) -> None:
-    training = start("processes=2", "rounds.total=1000")
+    training = start("--data-parallelism", "2", "rounds.total=1000")
     training.wait_for("step", step=20)
     ranks = training.ranks()
+    assert len(ranks) == 2, "as many as share the data are started"
     training.process.kill()
     gone, left = psutil.wait_procs(ranks, timeout=45)
     assert len(gone) == 2, left

@@ -52,6 +52,7 @@ from manyhands.engine.kept_checkpoints import (
     remove,
 )
 from manyhands.engine.optimizer import create_state
+from manyhands.engine.sharding import whole
 from manyhands.engine.world import ALONE, World
 from manyhands.errors import PlanError, StorageError
 from manyhands.plan.resolve import plan_hash
@@ -248,9 +249,7 @@ def _whole_weights(model: torch.nn.Module, world: World) -> dict[str, torch.Tens
     """Copies of the parameters on the CPU of rank 0, whole; all ranks take part where they are sharded."""
     weights = {}
     for name, parameter in model.named_parameters():
-        tensor = parameter.detach()
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
+        tensor = whole(parameter.detach())
         if world.leads:
             weights[name] = tensor.to("cpu", copy=True).contiguous()
     return weights

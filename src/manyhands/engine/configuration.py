@@ -59,6 +59,21 @@ class Configuration:
             found.append(Package(module="wandb", extra="wandb", option="logging.wandb_project"))
         return tuple(found)
 
+    def processes(self, devices: Sequence[int] | None, machines: int = 1) -> int:
+        """How many each machine starts: as given, else one for each device, else as many as the parallelism needs.
+
+        Raises PlanError where as many are asked for as there are not devices.
+        """
+        asked, parallel = self.start.processes, self.settings.parallel
+        if devices is not None:
+            if asked not in (None, len(devices)):
+                raise PlanError(
+                    f"devices {','.join(map(str, devices))} are {len(devices)}, processes={asked}: "
+                    "give one of the two"
+                )
+            return len(devices)
+        return asked or max(1, (parallel.data_parallelism or 1) * parallel.tensor_parallelism // machines)
+
     def as_yaml(self) -> str:
         """Plan and settings, every field written out."""
         return dump_plan(self.plan) + _yaml(self.settings)

@@ -318,7 +318,7 @@ def data_size_of(size: int, settings: Parallel) -> int:
     tensor_size = settings.tensor_parallelism
     if size % tensor_size:
         raise PlanError(
-            f"{size} processes cannot be divided into groups of parallel.tensor_parallelism={tensor_size}: start a "
+            f"processes={size} cannot be divided into groups of parallel.tensor_parallelism={tensor_size}: start a "
             "multiple of it, or lower it"
         )
     data_size = size // tensor_size

@@ -252,17 +252,12 @@ async def _only_in_container(host: Host) -> bool:
 
 def _job(wish: Wish, host: Host, inputs: Inputs, rank: int, nodes: int) -> Job:
     devices = wish.devices if wish.devices is not None else host.devices
-    asked = wish.configuration.start.processes
-    if asked is not None and devices is not None and asked != len(devices):
-        raise PlanError(
-            f"devices {','.join(map(str, devices))} are {len(devices)}, processes={asked}: give one of the two"
-        )
     return Job(
         run=wish.run,
         inputs=inputs,
         allowed=wish.allowed,
         devices=devices,
-        processes=asked or len(devices or (0,)),
+        processes=wish.configuration.processes(devices, nodes),
         packages=wish.configuration.packages(),
         export=wish.export,
         rank=rank,

@@ -32,11 +32,7 @@ class Here:
         """Here, or in processes of its own when several are asked for."""
         start = self._configuration.start
         indexes = devices_of(devices)
-        processes = start.processes or len(indexes or [0])
-        if indexes is not None and len(indexes) != processes:
-            raise click.UsageError(
-                f"--devices {devices} are {len(indexes)}, processes={processes}: give one of the two"
-            )
+        processes = self._configuration.processes(indexes, start.nodes or 1)
         several = processes > 1 or indexes is not None or start.nodes is not None
         if started and start.processes is None and start.nodes is None:
             self._here()
