@@ -80,8 +80,11 @@ def test_a_host_that_cannot_do_it_otherwise_does_it_in_its_container(host: Loopb
         assert asyncio.run(_only_in_container(host_named("server1")))
     host.write_hosts(DockerLaunchCommand=docker, Python=str(host.home / "only-inside"))
     assert asyncio.run(_only_in_container(host_named("server1")))
-    found = {c.what: c.state for c in asyncio.run(check(host_named("server1")))}
-    assert (found["python"], found["docker"]) == ("fault", "ok")
+    found = {c.what: c for c in asyncio.run(check(host_named("server1")))}
+    assert (found["python"].state, found["docker"].state) == ("note", "ok")
+    assert found["python"].found.endswith("it trains in its container")
+    assert {"docker extras", "docker gpus"} <= found.keys()
+    assert not any(c.state == "fault" for c in found.values()), found
 
 
 def test_a_container_that_does_not_run(host: LoopbackHost, docker: str) -> None:

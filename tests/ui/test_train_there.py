@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from manyhands.data.shards.manifest import read_manifest
 from manyhands.engine.configuration import Configuration, configure
 from manyhands.errors import DataError, StorageError
 from manyhands.hosts.hosts_file import Host
@@ -44,6 +45,10 @@ def read(
     def compose(given: Sequence[str], shards: str | None) -> Configuration:
         assert shards is not None
         texts.append((Path(shards) / "manifest.json").read_text())
+        if texts[-1] == "broken":
+            read_manifest(Path(shards))
+        if texts[-1] == "of rooks":
+            raise click.UsageError(f"--pieces KPkp contradicts the shards in {shards}")
         return configure(given)
 
     monkeypatch.setattr(train_there, "reached", reached)
@@ -64,6 +69,14 @@ def test_the_manifest_is_that_of_where_it_trains(monkeypatch: pytest.MonkeyPatch
         read(monkeypatch, IN_DOCKER, "outside", None)
     with pytest.raises(DataError, match="no such file"):
         read(monkeypatch, IN_DOCKER, None, None)
+
+
+def test_what_is_wrong_with_them_is_said_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"a:/data/KPkp/manifest\.json") as broken:
+        read(monkeypatch, ["task=tabular"], "broken", None)
+    assert "manyhands-shards-" not in str(broken.value)
+    with pytest.raises(click.UsageError, match="contradicts the shards in a:/data/KPkp$"):
+        read(monkeypatch, ["task=tabular"], "of rooks", None)
 
 
 def test_one_of_the_two(tmp_path: Path) -> None:

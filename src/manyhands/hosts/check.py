@@ -17,6 +17,7 @@ from manyhands.hosts.launch import LEAST_FREE_BYTES, Facts, check_devices, look,
 OLDEST_PYTHON: Final = (3, 11)
 NEWEST_PYTHON: Final = (3, 13)
 _SKEW_S: Final = 5.0
+_PACKAGES: Final = [module for modules in EXTRAS.values() for module in modules]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +40,33 @@ async def check(host: Host) -> list[Check]:
             took_ms = (time.monotonic() - begun) * 1000
             how = "this machine, by a shell" if is_here(host) else f"by SSH, in {took_ms:.0f} ms"
             say.ok("connection", how)
+            inside = await _inside(connection, host)
+            contained = isinstance(inside, Facts) and inside.manyhands == __version__
             try:
                 async with agent(connection, host) as there:
                     asked = time.time()
-                    packages = [module for modules in EXTRAS.values() for module in modules]
-                    facts = await look(there, host, packages=packages, gpus=True)
+                    facts = await look(there, host, packages=_PACKAGES, gpus=True)
                     skew_s = facts.raw["time"] - (asked + time.time()) / 2
+                _facts(say, facts, skew_s, contained)
             except WorkerError as error:
-                say.fault("python", str(error), "" if host.docker_launch_command is None else "see docker")
-                await _docker(say, host, connection)
-                return say.said
-            _facts(say, facts, skew_s)
-            await _docker(say, host, connection)
+                _unless(contained, say, "python", str(error), "" if inside is None else "see docker")
+            if inside is not None:
+                _docker(say, host, inside)
     except ManyhandsError as error:
         said, _, to_do = str(error).partition(": ")
         say.fault("connection", said, to_do)
     return say.said
+
+
+async def _inside(connection: Connection, host: Host) -> Facts | ManyhandsError | None:
+    """Of the host's container, or why they are not to be had; None for a host without one."""
+    if host.docker_launch_command is None:
+        return None
+    try:
+        async with agent(connection, host, docker=True) as there:
+            return await look(there, host, packages=_PACKAGES, gpus=True)
+    except ManyhandsError as error:
+        return error
 
 
 class _Say:
@@ -74,24 +86,31 @@ class _Say:
         self.said.append(Check(host=self._host, what=what, state="fault", found=found, to_do=to_do))
 
 
-def _facts(say: _Say, facts: Facts, skew_s: float) -> None:
+def _unless(contained: bool, say: _Say, what: str, found: str, to_do: str) -> None:
+    """A fault, unless the host's container has what it lacks: it trains there then."""
+    if contained:
+        say.note(what, f"{found}: it trains in its container", to_do)
+    else:
+        say.fault(what, found, to_do)
+
+
+def _facts(say: _Say, facts: Facts, skew_s: float, contained: bool) -> None:
     name, raw = facts.host.host_name, facts.raw
     version = tuple(raw["python"])
     shown = f"{'.'.join(map(str, version))} at {facts.python}"
     if OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON:
         say.ok("python", shown)
     else:
-        say.fault(
-            "python", shown, f'3.11 to 3.13 are supported: install one, and name it in "Python" for {name}'
-        )
+        to_do = f'3.11 to 3.13 are supported: install one, and name it in "Python" for {name}'
+        _unless(contained, say, "python", shown, to_do)
     setup = f"manyhands hosts setup {name}"
     if facts.manyhands is None:
-        say.fault("manyhands", "not installed", setup)
+        _unless(contained, say, "manyhands", "not installed", setup)
     elif facts.manyhands != __version__:
-        say.fault("manyhands", f"{facts.manyhands}, here it is {__version__}", setup)
+        _unless(contained, say, "manyhands", f"{facts.manyhands}, here it is {__version__}", setup)
     else:
         say.ok("manyhands", f"{facts.manyhands}, torch {raw['torch'] or 'is missing'}")
-        _extras(say, facts)
+        _extras(say, facts, setup_with(name, ["onnx"]).strip("`"))
     _gpus(say, facts)
     free = f"{facts.free_bytes / 2**30:,.1f} GiB free at {raw['work']}"
     if not raw["writable"]:
@@ -111,35 +130,32 @@ def _facts(say: _Say, facts: Facts, skew_s: float) -> None:
     _mount(say, facts)
 
 
-def _extras(say: _Say, facts: Facts) -> None:
+def _extras(say: _Say, facts: Facts, to_do: str, where: str = "") -> None:
     """A plan that needs one that is missing is refused when it is to begin; without onnx nothing is exported."""
     there = [
         extra for extra, modules in EXTRAS.items() if all(facts.raw["packages"][name] for name in modules)
     ]
     shown = ", ".join(there) or "none"
     if "onnx" in there:
-        say.ok("extras", shown)
+        say.ok(f"{where}extras", shown)
     else:
-        say.note(
-            "extras",
-            f"{shown}: without onnx checkpoints are not exported there",
-            setup_with(facts.host.host_name, ["onnx"]).strip("`"),
-        )
+        say.note(f"{where}extras", f"{shown}: without onnx checkpoints are not exported there", to_do)
 
 
-def _gpus(say: _Say, facts: Facts) -> None:
+def _gpus(say: _Say, facts: Facts, where: str = "") -> None:
+    what = f"{where}gpus"
     if facts.gpus is None:
-        say.note("gpus", "nvidia-smi does not answer", "see what it says there: the driver may be broken")
+        say.note(what, "nvidia-smi does not answer", "see what it says there: the driver may be broken")
         return
     shown = ", ".join(f"{i} {gpu['name']} {gpu['memory'] / 1024:.0f} GiB" for i, gpu in enumerate(facts.gpus))
     try:
         check_devices(facts, facts.host.devices)
         if facts.gpus:
-            say.ok("gpus", shown)
+            say.ok(what, shown)
         else:
-            say.note("gpus", f"none; {facts.raw['cpus']} CPUs", "")
+            say.note(what, f"none; {facts.raw['cpus']} CPUs", "")
     except ManyhandsError as error:
-        say.fault("gpus", shown or "none", str(error))
+        say.fault(what, shown or "none", str(error))
 
 
 def _mount(say: _Say, facts: Facts) -> None:
@@ -157,18 +173,15 @@ def _mount(say: _Say, facts: Facts) -> None:
         )
 
 
-async def _docker(say: _Say, host: Host, connection: Connection) -> None:
-    if host.docker_launch_command is None:
+def _docker(say: _Say, host: Host, inside: Facts | ManyhandsError) -> None:
+    command = str(host.docker_launch_command)
+    if isinstance(inside, ManyhandsError):
+        say.fault("docker", str(inside), "start the container there, or mend DockerLaunchCommand")
         return
-    try:
-        async with agent(connection, host, docker=True) as there:
-            facts = await look(there, host)
-        if facts.manyhands == __version__:
-            say.ok("docker", f"{host.docker_launch_command}: manyhands {facts.manyhands}")
-        else:
-            found = "no manyhands" if facts.manyhands is None else f"manyhands {facts.manyhands}"
-            say.fault(
-                "docker", f"{host.docker_launch_command}: {found}", f"install {__version__} in the container"
-            )
-    except ManyhandsError as error:
-        say.fault("docker", str(error), "start the container there, or mend DockerLaunchCommand")
+    if inside.manyhands != __version__:
+        found = "no manyhands" if inside.manyhands is None else f"manyhands {inside.manyhands}"
+        say.fault("docker", f"{command}: {found}", f"install {__version__} in the container")
+        return
+    say.ok("docker", f"{command}: manyhands {inside.manyhands}, torch {inside.raw['torch'] or 'is missing'}")
+    _extras(say, inside, "install the packages of manyhands[onnx] in the container", "docker ")
+    _gpus(say, inside, "docker ")

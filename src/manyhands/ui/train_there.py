@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manyhands.data.shards.manifest import MANIFEST
-from manyhands.errors import DataError, ManyhandsError, StorageError, WorkerError
+from manyhands.errors import DataError, ManyhandsError, PlanError, StorageError, WorkerError
 from manyhands.hosts.agent import reached
 from manyhands.hosts.beginning import Wish
 from manyhands.hosts.hosts_file import Host, chosen
@@ -123,13 +123,24 @@ class There:
             except (DataError, WorkerError) as fault:
                 faults.append(fault)
                 continue
-            with tempfile.TemporaryDirectory(prefix="manyhands-shards-") as name:
-                (Path(name) / MANIFEST).write_text(manifest, encoding="utf-8")
-                found = [compose(each, name) for each in words]
+            found = _composed_with(manifest, f"{host.host_name}:{self.shards}", compose, words)
             inside = any(one.settings.exec.run_in_docker for one in found)
             if docker or not inside or host.docker_launch_command is None:
                 return found
         raise faults[0]
+
+
+def _composed_with(
+    manifest: str, where: str, compose: Compose, words: Sequence[Sequence[str]]
+) -> list[Configuration]:
+    """With the task of a manifest that lies elsewhere: what is wrong with it is said of `where`."""
+    with tempfile.TemporaryDirectory(prefix="manyhands-shards-") as name:
+        (Path(name) / MANIFEST).write_text(manifest, encoding="utf-8")
+        try:
+            return [compose(each, name) for each in words]
+        except (DataError, PlanError, click.UsageError) as fault:
+            said = fault.message if isinstance(fault, click.UsageError) else str(fault)
+            raise type(fault)(said.replace(name, where)) from None
 
 
 async def _manifest(host: Host, shards: str, *, docker: bool) -> str:
