@@ -106,8 +106,9 @@ def test_a_key_with_a_passphrase_is_for_the_agent(
     locked = host.client / ".ssh" / "locked"
     host.make_key(locked, passphrase="secret")
     host.write_hosts(IdentityFile=str(locked))
-    assert f"ssh-add {locked}" in refusal(IdentityError)
-    socket = host.client / "agent"
+    assert f"ssh-add {locked}" in refusal(Refused)
+    socket, authorized = host.client / "agent", host.directory / "authorized_keys"
+    let_in = authorized.read_text()
     program = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
     try:
         while not socket.exists():
@@ -117,7 +118,18 @@ def test_a_key_with_a_passphrase_is_for_the_agent(
         host.write_hosts()
         host.make_key(host.client / ".ssh" / "id_ed25519")  # only the agent has the right one
         assert probed(host_named("server1"))["python"]
+        subprocess.run(["ssh-add", "-q", "-D"], check=True)
+        host.write_hosts(IdentityFile=str(locked))
+        assert f"ssh-add {locked}" in refusal(Refused)
+        authorized.write_text(locked.with_suffix(".pub").read_text())
+        asks = host.client / "asks"
+        asks.write_text("#!/bin/sh\necho secret\n")
+        asks.chmod(0o700)
+        by_hand = {**os.environ, "SSH_ASKPASS": str(asks), "SSH_ASKPASS_REQUIRE": "force"}
+        subprocess.run(["ssh-add", "-q", str(locked)], check=True, env=by_hand)
+        assert probed(host_named("server1"))["python"]
     finally:
+        authorized.write_text(let_in)
         program.kill()
         program.wait()
 

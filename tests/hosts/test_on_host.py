@@ -11,6 +11,7 @@ import pytest
 
 from manyhands.hosts.agent import AGENT, SUPERVISOR, program
 from manyhands.hosts.on_host import supervisor
+from manyhands.hosts.on_host.trainings import status_of
 
 
 @pytest.mark.parametrize("modules", [AGENT, SUPERVISOR])
@@ -52,3 +53,11 @@ def test_memory_that_an_export_exhausted_is_not_what_killed_the_training(
     beside.log.close()
     ending = json.loads((tmp_path / "status.json").read_text())
     assert (ending["exports"], ending["signal"], ending.get("out_of_memory", False)) == (1, 9, told)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"state": "running"}', '{"state": "running", "boot": 1, "pid": 2}']
+)
+def test_a_status_that_no_supervisor_wrote_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(text)
+    assert status_of(str(tmp_path)) is None

@@ -75,7 +75,7 @@ def test_what_is_wrong_with_them_is_said_of_the_host(monkeypatch: pytest.MonkeyP
     with pytest.raises(DataError, match=r"a:/data/KPkp/manifest\.json") as broken:
         read(monkeypatch, ["task=tabular"], "broken", None)
     assert "manyhands-shards-" not in str(broken.value)
-    with pytest.raises(click.UsageError, match="contradicts the shards in a:/data/KPkp$"):
+    with pytest.raises(click.UsageError, match=r"contradicts the shards in a:/data/KPkp$"):
         read(monkeypatch, ["task=tabular"], "of rooks", None)
 
 

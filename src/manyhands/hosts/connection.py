@@ -121,6 +121,7 @@ def _options(host: Host) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOp
         given["port"] = host.port
     if host.identity_file is not None:
         given["client_keys"] = [str(_key_file(host))]
+    given["ignore_encrypted"] = True  # such a key is for the agent to use, as with ssh
     try:
         options = asyncssh.SSHClientConnectionOptions(
             **given, config=()
@@ -129,13 +130,8 @@ def _options(host: Host) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOp
             ciphers = [*_FAST_CIPHERS, *(name.decode() for name in options.encryption_algs)]
             given["encryption_algs"] = list(dict.fromkeys(ciphers))
         given["known_hosts"] = _known_hosts_there(options) or b""  # never None, which is any key at all
-    except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError) as error:
-        if not isinstance(error, asyncssh.KeyEncryptionError) and "assphrase" not in str(error):
-            raise IdentityError(f"{host.host_name}: a key of ssh cannot be read: {error}") from None
-        raise IdentityError(
-            f"{host.host_name}: the key {host.identity_file} has a passphrase, and nobody is asked for it here: give "
-            f"it to the agent once with `ssh-add {host.identity_file}` and leave IdentityFile out"
-        ) from None
+    except asyncssh.KeyImportError as error:
+        raise IdentityError(f"{host.host_name}: a key of ssh cannot be read: {error}") from None
     except (OSError, ValueError, asyncssh.ConfigParseError) as error:
         raise IdentityError(f"{host.host_name}: what ssh is set up with cannot be read: {error}") from None
     return given, options
@@ -149,6 +145,18 @@ def _key_file(host: Host) -> Path:
             f"ed25519 -f {host.identity_file}` and send its .pub to the host with ssh-copy-id"
         )
     return path
+
+
+def _has_passphrase(file: Path) -> bool:
+    import asyncssh
+
+    try:
+        asyncssh.read_private_key(file)
+    except asyncssh.KeyEncryptionError:
+        return True
+    except (asyncssh.KeyImportError, OSError) as error:
+        return "assphrase" in str(error)
+    return False
 
 
 def _unknown_key(
@@ -203,6 +211,12 @@ def _kind(key: asyncssh.SSHKey) -> str:
 
 
 def _wrong_key(host: Host, options: asyncssh.SSHClientConnectionOptions) -> str:
+    if host.identity_file is not None and _has_passphrase(_key_file(host)):
+        return (
+            f"{host.host_name} does not let {options.username} in: the key {host.identity_file} has a passphrase, "
+            f"for which nobody is asked here, and no other key of the agent will do; give it to the agent once with "
+            f"`ssh-add {host.identity_file}`"
+        )
     asked = "its IdentityFile" if host.identity_file else "the keys of ~/.ssh and of the agent"
     file = host.identity_file or "~/.ssh/id_ed25519"
     return (

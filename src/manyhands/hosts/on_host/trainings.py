@@ -191,11 +191,15 @@ def status(line: Line, request: dict[str, Any]) -> None:
 
 
 def status_of(directory: str) -> dict[str, Any] | None:
-    """What the supervisor wrote last; `lost` where it is no more and has not said how the training ended."""
+    """What the supervisor wrote last; `lost` where it is no more and has not said how the training ended. None where
+    there is nothing, or what no supervisor wrote.
+    """
     try:
         with open(os.path.join(directory, "status.json"), encoding="utf-8") as file:
             found: dict[str, Any] = json.load(file)
     except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or not found.keys() >= {"state", "boot", "pid", "pid_start"}:
         return None
     restarted = found["boot"] != boot()
     if found["state"] == "running" and (restarted or begun(found["pid"]) != found["pid_start"]):
