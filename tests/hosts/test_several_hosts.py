@@ -194,6 +194,57 @@ def test_a_dead_host_gets_no_more(
     assert two.user
 
 
+@pytest.mark.parametrize("host_dies", [False, True])
+def test_stop_while_one_is_being_begun(
+    two: LoopbackHost,
+    tiny: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    host_dies: bool,
+) -> None:
+    """It is stopped as soon as it has begun, and nothing is begun after it, also where its host has died over it."""
+    begun: list[str] = []
+    stopped: list[str] = []
+    beginning_now, has_stopped = asyncio.Event(), asyncio.Event()
+
+    async def begin(hosts: list[Host], wish: Wish, _view: View) -> Record:
+        begun.append(hosts[0].host_name)
+        if hosts[0].host_name == "server2":
+            beginning_now.set()
+            await has_stopped.wait()
+            if host_dies:
+                raise ServerUnreachable("server2: no route")
+        return Record(run=wish.run, parts=(Part(host=hosts[0].host_name, directory="/"),))
+
+    async def stop(part: Part, *, docker: bool, now: bool) -> None:
+        assert not docker
+        assert not now
+        stopped.append(part.host)
+
+    async def watch(_directory: Path, record: Record, _view: View, *, replay: bool) -> Outcome:
+        assert not replay
+        name = record.parts[0].host
+        while name not in stopped:
+            await asyncio.sleep(0.01)
+        return Outcome(exit_code=130, endings={name: {"state": "ended", "exit_code": 130}}, fetched=Fetched())
+
+    async def attended(watching: asyncio.Future[Any], _screen: object, on_stop: Callable[[], Any]) -> None:
+        await beginning_now.wait()
+        await on_stop()
+        has_stopped.set()
+        await watching
+
+    for name, by in (("begin", begin), ("watch", watch), ("attended", attended)):
+        monkeypatch.setattr(f"manyhands.ui.host_sweep.{name}", by)
+    monkeypatch.setattr("manyhands.ui.attending.stop", stop)
+    words = [*tiny, "optimizer.lr=1,2,3,4", "--logs", "console"]
+    assert run(["train", "-m", "--host", "server1", "--host", "server2", *words]) == 130
+    assert sorted(begun) == ["server1", "server2"]
+    assert stopped == (["server1"] if host_dies else ["server1", "server2"])
+    assert "not begun: optimizer.lr=3; optimizer.lr=4" in capsys.readouterr().out
+    assert two.user
+
+
 def test_what_does_not_go_together(
     two: LoopbackHost, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
