@@ -70,7 +70,9 @@ def save(world: Any, directory: Path, step: int, training: Training | None = Non
     cursor = Cursor(step=step, sample=step * 4)
     saver = Saver(directory, world.task(), plan=world.plan, **more)
     try:
-        return saver.save(training, cursor)
+        path = saver.save(training, cursor)
+        assert saver.written(wait=True) == path
+        return path
     finally:
         saver.close()
 
@@ -279,6 +281,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     monkeypatch.setattr(checkpoint, "save_file", slow)
     saver = Saver(tmp_path, world.task(), plan=world.plan, asynchronous=True)
     path = saver.save(training, Cursor(step=12, sample=48))
+    assert saver.written() is None
     assert not path.exists()
     with torch.no_grad():
         for parameter in training.model.parameters():
@@ -302,7 +305,7 @@ def test_a_save_in_the_background_that_failed_is_told_by_the_next(
     saver = Saver(tmp_path, world.task(), plan=world.plan, asynchronous=True)
     saver.save(training_of(world), Cursor(step=12, sample=48))
     with pytest.raises(StorageError, match=r"step-00000012.*No space left"):
-        saver.wait()
+        saver.written(wait=True)
     saver.close()
 
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from manyhands.engine import evaluation
 from manyhands.engine import run as run_module
 from manyhands.engine.checkpoint import STATE
 from manyhands.engine.kept_checkpoints import RECORD, find_checkpoint
 from manyhands.engine.run import train
 from manyhands.engine.settings import Checkpoints, EngineSettings, Execution, Logging
-from manyhands.errors import Interrupted, PlanError, Refused, WorkerError
+from manyhands.errors import Interrupted, PlanError, Refused, StorageError, WorkerError
 from manyhands.plan.resolve import plan_hash
 
 
@@ -98,7 +99,7 @@ def test_a_signal_is_answered_with_what_it_leads_to(
             signal.raise_signal(signal.SIGTERM)
 
     signalled: list[str] = []
-    every = EngineSettings(logging=Logging(every_steps=1))
+    every = EngineSettings(logging=Logging(every_steps=1), checkpoints=Checkpoints(asynchronous=False))
     with pytest.raises(Interrupted, match=rf"after step {at}, which is saved in \S*step-0000000{at};"):
         train(world.plan, tmp_path, settings=every, on_event=once)
     told = capfd.readouterr().err
@@ -174,21 +175,33 @@ def test_a_loss_that_is_not_finite_stops_the_training(world: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("seen", "field", "message"),
+    ("module", "seen", "field", "message"),
     [
         (
+            run_module,
             "training_step",
             "gradient_norm",
             r"the gradient's norm is inf at step 2 \(samples 8 to 11 .*lower",
         ),
-        ("evaluate", "loss", r"the loss on validation is inf at step \d+: lower local.optimizer.lr"),
+        (
+            evaluation,
+            "evaluate",
+            "loss",
+            r"the loss on validation is inf at step \d+: lower local.optimizer.lr",
+        ),
     ],
 )
 def test_what_is_not_finite_stops_the_training(
-    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str, field: str, message: str
+    world: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    seen: str,
+    field: str,
+    message: str,
 ) -> None:
     """Also where the losses themselves are still finite."""
-    real, calls = getattr(run_module, seen), 0
+    real, calls = getattr(module, seen), 0
 
     def third_time_infinite(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -197,7 +210,7 @@ def test_what_is_not_finite_stops_the_training(
         result = real(*args, **kwargs)
         return dataclasses.replace(result, **{field: value}) if calls == 3 else result
 
-    monkeypatch.setattr(run_module, seen, third_time_infinite)
+    monkeypatch.setattr(module, seen, third_time_infinite)
     with pytest.raises(WorkerError, match=message):
         train(world.plan, tmp_path)
 
@@ -205,12 +218,12 @@ def test_what_is_not_finite_stops_the_training(
 def test_an_evaluation_that_is_not_finite_is_left_when_steps_are(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, events = run_module.evaluate, list[dict[str, Any]]()
+    real, events = evaluation.evaluate, list[dict[str, Any]]()
 
     def infinite(*args: Any, **kwargs: Any) -> Any:
         return dataclasses.replace(real(*args, **kwargs), loss=math.inf)
 
-    monkeypatch.setattr(run_module, "evaluate", infinite)
+    monkeypatch.setattr(evaluation, "evaluate", infinite)
     skip = EngineSettings(exec=Execution(on_nonfinite="skip"))
     result = train(world.plan, tmp_path, settings=skip, on_event=events.append)
     assert result.checkpoint.is_dir()
@@ -218,6 +231,19 @@ def test_an_evaluation_that_is_not_finite_is_left_when_steps_are(
     assert told[0].startswith("the loss on validation is inf at step 0: the training goes on")
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert all(line["loss"] is None for line in lines if line["kind"] == "evaluation")
+
+
+def test_what_the_disk_does_not_take_is_not_said_to_be_saved(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("manyhands.engine.checkpoint.save_file", full)
+    events: list[dict[str, Any]] = []
+    with pytest.raises(StorageError, match="No space left"):
+        train(world.plan, tmp_path, on_event=events.append)
+    assert "saved" not in {event["kind"] for event in events}
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")

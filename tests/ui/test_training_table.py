@@ -55,7 +55,8 @@ def test_what_stands_in_a_row() -> None:
         step(90, 80, 1.25, losses={"value": 0.5, "policy": 0.75}),
     )
     first, last = found.rows
-    assert (first.samples, first.samples_per_s, first.change, first.metrics) == (80, 8.0, None, {})
+    assert (first.samples, first.samples_per_s, first.change) == (80, 8.0, None)
+    assert first.metrics == {"validation loss": 1.9, "accuracy": 0.75}
     assert (last.samples, last.samples_per_s, last.change) == (
         720,
         16.0,
@@ -64,6 +65,8 @@ def test_what_stands_in_a_row() -> None:
     assert last.metrics == {"validation loss": 1.9, "accuracy": 0.75}
     assert last.losses == {"value": 0.5, "policy": 0.75}
     assert last.elapsed_ms == 80_000
+    found.take({"kind": "evaluation", "set": "validation", "step": 90, "loss": 1.1, "metrics": {}})
+    assert found.rows[-1].metrics == {"validation loss": 1.1}, "the end's stands in the last row"
 
 
 def test_a_training_that_goes_on_and_figures_that_are_not_known() -> None:

@@ -109,7 +109,7 @@ class Saver:
         self._directory, self._task, self._plan_hash, self._keep = directory, task, plan_hash(plan), keep
         self._asynchronous = asynchronous
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._last: Future[None] | None = None
+        self._last: tuple[Path, Future[None]] | None = None
 
     def check_place(self, training: Training) -> None:
         """Raises PlanError on every rank where the parts of a sharded model would go to directories of their own."""
@@ -138,26 +138,31 @@ class Saver:
         """Take the checkpoint of `cursor.step` and write it, then remove all but the newest `keep`.
 
         A checkpoint of that step which is already there is kept as it is: with as many processes it is the same.
-        Returns where it will be. Raises StorageError if the disk does not take it, or did not take the one before;
-        what was there before is then untouched.
+        Returns where it will be; `written` tells when it is. Raises StorageError if the disk did not take the one
+        before; what was there before is then untouched.
         """
-        self.wait()
+        self.written(wait=True)
         path = self._directory / name_of(TRAINING, cursor.step)
         if training.world.told(path.is_dir()):
             if training.world.leads:
                 point_to(self._directory, path.name)
-            return path
-        write = self._staged(training, cursor, path.name)
-        self._last = self._writer.submit(write)
-        if not self._asynchronous:
-            self.wait()
+            write: Callable[[], None] = _nothing
+        else:
+            write = self._staged(training, cursor, path.name)
+        self._last = path, self._writer.submit(write)
         return path
 
-    def wait(self) -> None:
-        """Until the last save is on the disk. Raises StorageError if it is not."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+    def written(self, *, wait: bool = False) -> Path | None:
+        """The checkpoint that has come to be on the disk since this was asked last, if there is one.
+
+        wait: until the last save has ended, as every call does where saves are not asynchronous. Raises StorageError
+        if the disk does not take it.
+        """
+        if self._last is None or not (wait or not self._asynchronous or self._last[1].done()):
+            return None
+        (path, last), self._last = self._last, None
+        last.result()
+        return path
 
     def close(self) -> None:
         """Wait for the last save, whatever came of it, and end the thread."""
@@ -179,7 +184,7 @@ class Saver:
         if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
             return self._staged_shards(world, tensors, weights, record, name)
         if not world.leads:
-            return lambda: None
+            return _nothing
         copied = {f"weights/{name}": tensor for name, tensor in weights.items()}
         state = {
             key: copied[key] if key in copied else tensor.to("cpu", copy=True)
@@ -243,6 +248,10 @@ class Saver:
                 remove(old)
         except OSError as error:
             raise StorageError(f"old checkpoint {old}: {error}; remove it by hand") from error
+
+
+def _nothing() -> None:
+    """For a rank that writes nothing."""
 
 
 def _whole_weights(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
 from manyhands.engine.precision import computing_in
-from manyhands.engine.settings import Precision
+from manyhands.engine.settings import EngineSettings, Precision
 from manyhands.engine.world import ALONE, World
-from manyhands.errors import DataError
+from manyhands.errors import DataError, WorkerError
+from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import VALIDATION, Listing, Task
 
 
@@ -88,3 +90,75 @@ def evaluate(
         listings=metrics.listings(),
         picture=metrics.picture(),
     )
+
+
+class Evaluations:
+    """What a training is judged by now and then: each of the task's sets, reported; the loss is that on the first."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        plan: Plan,
+        settings: EngineSettings,
+        *,
+        world: World,
+        emit: Callable[..., None],
+        directory: Path,
+    ) -> None:
+        self._task, self._model, self._plan, self._settings = task, model, plan, settings
+        self._world, self._emit, self._directory = world, emit, directory
+        self._last: tuple[int, float] | None = None  # at which step, and what
+
+    def loss(self, step: int) -> float:
+        """At this step, computed once. Raises WorkerError where it is not finite, by exec.on_nonfinite."""
+        if self._last is None or self._last[0] != step:
+            losses = [self._on(split, step) for split in self._task.evaluation_sets]
+            self._last = (step, losses[0])
+        return self._last[1]
+
+    def _on(self, split: str, step: int) -> float:
+        batch_size = self._plan.local.batch_size
+        size = self._settings.parallel.micro_batch_size or max(1, batch_size // self._world.data_size)
+        result = evaluate(
+            self._task,
+            self._model,
+            self._plan.evaluation.max_batches,
+            batch_size,
+            split=split,
+            micro_batch_size=size,
+            world=self._world,
+            precision=self._settings.exec.precision,
+        )
+        if not math.isfinite(result.loss):
+            self._tell_not_finite(split, step, result.loss)
+        self._emit(
+            "evaluation",
+            step=step,
+            set=split,
+            loss=result.loss,
+            count=result.count,
+            samples=result.samples,
+            metrics=dict(result.metrics),
+            picture=self._kept(split, step, result.picture),
+        )
+        return result.loss
+
+    def _tell_not_finite(self, split: str, step: int, loss: float) -> None:
+        found = f"the loss on {split} is {loss} at step {step}"
+        if self._settings.exec.on_nonfinite == "stop":
+            raise WorkerError(
+                f"{found}: lower local.optimizer.lr, or look at the data; go on all the same with "
+                f"exec.on_nonfinite=skip; the newest checkpoint is in {self._directory / 'checkpoints'}"
+            )
+        self._emit(
+            "warning", text=f"{found}: the training goes on (exec.on_nonfinite=skip); look at the data"
+        )
+
+    def _kept(self, split: str, step: int, picture: bytes | None) -> str | None:
+        if picture is None or not self._world.leads:
+            return None
+        file = self._directory / "pictures" / f"step-{step:08}-{split}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(picture)
+        return str(file)

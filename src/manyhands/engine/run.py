@@ -27,11 +27,11 @@ from safetensors.torch import load_file
 from manyhands.coordination.schedule import learning_rates
 from manyhands.engine.checkpoint import Cursor, Saver, Training, load_checkpoint
 from manyhands.engine.device import share_threads
-from manyhands.engine.evaluation import evaluate
+from manyhands.engine.evaluation import Evaluations
 from manyhands.engine.events import Event, Events
 from manyhands.engine.faults import check_trainable, in_words
 from manyhands.engine.flops import training_flops
-from manyhands.engine.kept_checkpoints import find_checkpoint, set_aside
+from manyhands.engine.kept_checkpoints import find_checkpoint, number_of, set_aside
 from manyhands.engine.loading import made_ahead, micro_batches, step_indices
 from manyhands.engine.loggers import logging_to
 from manyhands.engine.materials import hash_of, prepare, prepared_mark
@@ -43,7 +43,7 @@ from manyhands.engine.step import Steering, training_step
 from manyhands.engine.stopping import Stop, asked_to_stop
 from manyhands.engine.trainer import load_weights, seed_everything, seed_of
 from manyhands.engine.world import ALONE, Place, World, device_of, enter_world, met
-from manyhands.errors import Interrupted, WorkerError
+from manyhands.errors import Interrupted
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.storage.lock import take_lock
@@ -135,7 +135,6 @@ class _Run:
         self.hash = plan_hash(plan)
         self.total_steps = plan.rounds.total * plan.local.steps
         self.cursor = Cursor(step=0, sample=0)
-        self.evaluated: tuple[int, float] | None = None  # at which step, and what
         self.saved: tuple[int, Path] | None = None  # at which step, and where
         self.kept_step: int | None = None  # of the newest checkpoint
         self.activity: Literal["preparation", "training", "evaluation"] = "preparation"
@@ -191,6 +190,15 @@ class _Run:
             asynchronous=self.settings.checkpoints.asynchronous,
         )
         self.saver.check_place(self.training)
+        self.evaluations = Evaluations(
+            self.task,
+            model,
+            self.plan,
+            self.settings,
+            world=self.world,
+            emit=self.emit,
+            directory=self.directory,
+        )
 
     def start(self) -> None:
         """From the first weights, which are evaluated, or from a checkpoint."""
@@ -298,6 +306,7 @@ class _Run:
         batches = made_ahead(self._batches(len(rates)), self.world.device)
         for rate, batch in zip(rates, batches, strict=True):
             self._step(batch, rate)
+            self._tell_saved()
             due = self.report.pending() >= logging.every_steps
             if due:
                 self.report.write()
@@ -365,64 +374,22 @@ class _Run:
         return optimizer_stats(self.training.model, self.training.optimizer)
 
     def _evaluate(self) -> float:
-        """The loss on the main evaluation set at this step, computed once; the other sets are reported beside it."""
-        if self.evaluated is not None and self.evaluated[0] == self.cursor.step:
-            return self.evaluated[1]
         self.activity = "evaluation"
-        losses = [self._evaluate_on(split) for split in self.task.evaluation_sets]
-        self.evaluated = (self.cursor.step, losses[0])
-        return losses[0]
-
-    def _evaluate_on(self, split: str) -> float:
-        batch_size, world = self.plan.local.batch_size, self.world
-        size = self.settings.parallel.micro_batch_size or max(1, batch_size // world.data_size)
-        result = evaluate(
-            self.task,
-            self.training.model,
-            self.plan.evaluation.max_batches,
-            batch_size,
-            split=split,
-            micro_batch_size=size,
-            world=world,
-            precision=self.settings.exec.precision,
-        )
-        if not math.isfinite(result.loss):
-            found = f"the loss on {split} is {result.loss} at step {self.cursor.step}"
-            if self.settings.exec.on_nonfinite == "stop":
-                raise WorkerError(
-                    f"{found}: lower local.optimizer.lr, or look at the data; go on all the same with "
-                    f"exec.on_nonfinite=skip; the newest checkpoint is in {self.directory / 'checkpoints'}"
-                )
-            self.emit(
-                "warning", text=f"{found}: the training goes on (exec.on_nonfinite=skip); look at the data"
-            )
-        self.emit(
-            "evaluation",
-            step=self.cursor.step,
-            set=split,
-            loss=result.loss,
-            count=result.count,
-            samples=result.samples,
-            metrics=dict(result.metrics),
-            picture=self._keep_picture(split, result.picture),
-        )
-        return result.loss
-
-    def _keep_picture(self, split: str, picture: bytes | None) -> str | None:
-        if picture is None or not self.world.leads:
-            return None
-        file = self.directory / "pictures" / f"step-{self.cursor.step:08}-{split}.png"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(picture)
-        return str(file)
+        return self.evaluations.loss(self.cursor.step)
 
     def _save(self, *, whole: bool = False) -> Path:
         """The checkpoint of this step, written once. whole: on return it is there."""
         assert self.saver is not None
         if self.saved is None or self.saved[0] != self.cursor.step:
-            path = self.saver.save(self.training, self.cursor)
-            self.saved, self.kept_step = (self.cursor.step, path), self.cursor.step
-            self.emit("saved", step=self.cursor.step, checkpoint=str(path))
-        if whole:
-            self.saver.wait()
+            self._tell_saved(wait=True)  # the one before
+            self.saved = (self.cursor.step, self.saver.save(self.training, self.cursor))
+        self._tell_saved(wait=whole)
         return self.saved[1]
+
+    def _tell_saved(self, *, wait: bool = False) -> None:
+        """If a checkpoint has come to be on the disk."""
+        assert self.saver is not None
+        path = self.saver.written(wait=wait)
+        if path is not None:
+            self.kept_step = number_of(path)
+            self.emit("saved", step=self.kept_step, checkpoint=str(path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from rich.table import Table
@@ -59,6 +59,8 @@ class TrainingTable:
             case "evaluation" if self._set in (None, event["set"]):
                 self._set = event["set"]
                 self._metrics = {"validation loss": event["loss"], **event["metrics"]}
+                if self.rows:  # it is of the steps up to there
+                    self.rows = [*self.rows[:-1], replace(self.rows[-1], metrics=dict(self._metrics))]
             case "step":
                 self._step(event)
             case "finished" | "interrupted" as kind:
