@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,27 @@ def test_a_given_address_needs_no_file(tmp_path: Path) -> None:
         rank.join()
     assert len(stores) == 2
     assert not (tmp_path / FILE).exists()
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a program that takes every connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield int(other.getsockname()[1])
+
+
+def test_a_port_of_another_program_is_no_rank_0(tmp_path: Path, silent: int) -> None:
+    begun = time.monotonic()
+    with pytest.raises(
+        WorkerError, match=r"rank 1 of 2: what answers at 127\.0\.0\.1:\d+ is no rank 0 of a training"
+    ):
+        meet(tmp_path, 1, 2, wait_s=2, address="127.0.0.1", port=silent)
+    assert time.monotonic() - begun < 15
+
+
+def test_a_port_that_another_program_has_now_is_stale(tmp_path: Path, silent: int) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"address": "127.0.0.1", "port": silent, "token": "of old"}))
+    begun = time.monotonic()
+    stores = together(tmp_path, [(0, 2), (1, 2)])
+    assert not any(isinstance(store, Exception) for store in stores), stores
+    assert time.monotonic() - begun < 20

@@ -211,6 +211,7 @@ def test_processes_started_by_hand_meet_and_differing_ones_are_told(start: Calla
         text = rank.text()
         assert rank.process.returncode == 3, text
         assert "the processes of this training differ in their engine's settings" in text
+    assert "settings (logging.every_steps is 10 with rank 0 and 3 here): start all" in ranks[0].text()
 
 
 def test_parts_of_a_model_are_not_saved_in_directories_of_their_own(start: Callable[..., Training]) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import socket
+import threading
 import time
 import uuid
 from dataclasses import asdict, dataclass
@@ -70,12 +72,20 @@ def meet(
 
 
 def _given(rank: int, world_size: int, address: str, port: int, wait_s: float) -> TCPStore:
-    if rank:
-        wait_for_answer(address, port, wait_s, f"rank {rank} of {world_size}", "rank 0")
+    if rank == 0:
+        try:
+            return _store(address, port, master=True, wait_s=max(_ANSWER_S, wait_s))
+        except DistNetworkError as error:
+            raise WorkerError(_not_opened(address, port, _first_line(error))) from None
+    who = f"rank {rank} of {world_size}"
+    wait_for_answer(address, port, wait_s, who, "rank 0")
     try:
-        return _store(address, port, master=rank == 0, wait_s=max(_ANSWER_S, wait_s))
-    except DistNetworkError as error:
-        raise WorkerError(_not_opened(address, port, _first_line(error))) from None
+        return _joined(address, port, max(_ANSWER_S, wait_s))
+    except (OSError, DistError) as error:
+        raise WorkerError(
+            f"{who}: what answers at {address}:{port} is no rank 0 of a training ({_first_line(error)}): give the "
+            "master_addr and master_port that rank 0 was started with"
+        ) from None
 
 
 def wait_for_answer(address: str, port: int, wait_s: float, who: str, whom: str) -> None:
@@ -186,7 +196,7 @@ def _reached(meeting: Meeting) -> Store | None:
     try:
         with socket.create_connection((meeting.address, meeting.port), timeout=_ANSWER_S):
             pass
-        store = _store(meeting.address, meeting.port, master=False, wait_s=_ANSWER_S)
+        store = _joined(meeting.address, meeting.port, _ANSWER_S)
         if store.check(["token"]) and store.get("token").decode() == meeting.token:
             return store
     except (OSError, DistError):
@@ -198,6 +208,29 @@ def _store(address: str, port: int, *, master: bool, wait_s: float) -> TCPStore:
     return TCPStore(
         address, port, is_master=master, wait_for_workers=False, timeout=timedelta(seconds=wait_s)
     )
+
+
+def _joined(address: str, port: int, wait_s: float) -> TCPStore:
+    """The store that somebody opened there. Raises OSError or DistError where nobody answers as one.
+
+    By a thread: torch waits without end for a program that takes the connection and says nothing.
+    """
+    came: queue.Queue[TCPStore | DistError] = queue.Queue()
+
+    def join() -> None:
+        try:
+            came.put(_store(address, port, master=False, wait_s=wait_s))
+        except DistError as error:
+            came.put(error)
+
+    threading.Thread(target=join, name="meeting", daemon=True).start()
+    try:
+        found = came.get(timeout=wait_s + _ANSWER_S)
+    except queue.Empty:
+        raise TimeoutError(f"it said nothing for {wait_s:g} s") from None
+    if isinstance(found, DistError):
+        raise found
+    return found
 
 
 def _own_address() -> str:

@@ -99,7 +99,7 @@ def train(
             world = stack.enter_context(
                 enter_world(place, device, settings.parallel, timeout_s=settings.exec.rank_timeout_s)
             )
-            world.check_alike("plan", plan_hash(plan))
+            world.check_alike("plan", plan.model_dump(mode="json", exclude={"data": {"shards"}}))
             world.check_alike("engine's settings", settings.common())
             sinks = [on_event] if on_event is not None and world.leads else []
             events = stack.enter_context(Events(directory / "events.jsonl" if world.leads else None, sinks))

@@ -7,7 +7,7 @@ command line sets both, and saved beside it. No torch here: the command line rea
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -161,6 +161,6 @@ class EngineSettings(Settings):
     checkpoints: Checkpoints = Checkpoints()
     """What is kept."""
 
-    def common(self) -> str:
-        """What all processes of a training must have alike, as text. How each machine compiles is its own affair."""
-        return self.model_dump_json(exclude={"exec": {"compile"}})
+    def common(self) -> dict[str, Any]:
+        """What all processes of a training must have alike. How each machine compiles is its own affair."""
+        return self.model_dump(mode="json", exclude={"exec": {"compile"}})

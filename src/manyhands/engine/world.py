@@ -206,8 +206,13 @@ class World:
         return bool(self.largest(torch.tensor(float(asked))))
 
     def check_alike(self, what: str, value: object) -> None:
-        """Raises PlanError on every rank if one of them has something else than rank 0."""
-        if self.size > 1 and self.any(self.told(value) != json.loads(exchange.as_json(value))):
+        """Raises PlanError on every rank if one of them has something else than rank 0; that one says what."""
+        if self.size == 1:
+            return
+        theirs, own = self.told(value), json.loads(exchange.as_json(value))
+        if self.any(theirs != own):
+            odd = "; ".join(list(_differences(theirs, own))[:_TOLD])
+            what += odd and f" ({odd})"
             raise PlanError(
                 f"the processes of this training differ in their {what}: start all with the same command line, the "
                 "same manyhands and the same data"
@@ -242,6 +247,19 @@ ALONE = World()
 _DTYPES = {
     str(t): t for t in (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
 }
+
+
+_TOLD = 4
+"""So many differences are named."""
+
+
+def _differences(theirs: Any, own: Any, path: str = "") -> Iterator[str]:
+    """Each value in plain data that rank 0 has otherwise; of lists only that they differ."""
+    if isinstance(theirs, dict) and isinstance(own, dict):
+        for name in {**theirs, **own}:
+            yield from _differences(theirs.get(name), own.get(name), f"{path}.{name}" if path else str(name))
+    elif theirs != own and path:
+        yield f"{path} is {theirs!r} with rank 0 and {own!r} here"
 
 
 def _described(tensor: torch.Tensor) -> tuple[list[int], str]:
