@@ -63,8 +63,19 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         read(str(tmp_path / "none.csv"))
     (tmp_path / "latin.csv").write_bytes(b"a\n\xe9t\xe9\n")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match=r"latin\.csv:2: not UTF-8 \(byte 0xe9\): convert the file"):
         read(str(tmp_path / "latin.csv"))
+    (tmp_path / "header.csv").write_bytes(b"\xe9t\xe9\n1\n")
+    with pytest.raises(DataError, match=r"header\.csv:1: not UTF-8 .*mend the header"):
+        read_rows(Table(files=(str(tmp_path / "header.csv"),), on_broken="skip"), Faults(stop=False))
+
+
+def test_a_line_that_is_not_utf_8_is_skipped_by_policy(tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes(b"a,b\n1,2\n\xe9t\xe9,3\n4,5\n")
+    faults = Faults(stop=False)
+    rows = read_rows(Table(files=(str(tmp_path / "latin.csv"),), on_broken="skip"), faults)
+    assert rows.cells == (("1", "2"), ("4", "5"))
+    assert faults.count == 1
 
 
 def test_broken_rows_are_skipped_and_counted_by_policy(tmp_path: Path) -> None:

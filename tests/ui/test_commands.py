@@ -250,10 +250,38 @@ def test_each_of_a_sweep_has_a_directory_of_its_own(manyhands: Run, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     seeds = [yaml.safe_load((tmp_path / "sweep" / n / "plan.yaml").read_text())["seed"] for n in ("1", "2")]
     assert seeds == [1, 2]
-    for words in (["run=one"], ["--resume", "latest"]):
-        done = manyhands("train", "-m", *small, "seed=1,2", *words)
-        assert done.returncode == 2
-        assert f"leave {words[0]} out with --multirun" in done.stderr
+    done = manyhands("train", "-m", *small, "seed=1,2", "run=one")
+    assert done.returncode == 2
+    assert "the trainings would share the directory one: give --directory" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_that_ended_early_goes_on(manyhands: Run, tmp_path: Path) -> None:
+    small = [
+        "task=tabular",
+        "task.table.generated_rows=60",
+        "rounds.total=1",
+        "local.steps=2",
+        "--logs",
+        "none",
+    ]
+    runs = tmp_path / "home" / "runs"
+    done = manyhands("train", "-m", *small, "local.optimizer.lr=0.1,bad")
+    assert done.returncode == 3
+    assert "'local.optimizer.lr' is 'bad': expected a number" in done.stderr
+    assert not runs.exists(), "all are looked at before the first begins"
+
+    done = manyhands("train", "-m", *small, "seed=3", "task.target=target,nowhere")
+    assert done.returncode == 4
+    assert (
+        "[2/2] task.target=nowhere ended with exit code 4: mend that, and go on with the same" in done.stderr
+    )
+    (first,) = [run.name for run in runs.iterdir() if (run / "checkpoints").is_dir()]
+    done = manyhands("train", "-m", *small, "task.target=target", "seed=3,4", "resume=latest")
+    assert done.returncode == 0, done.stderr
+    trained = {run.name for run in runs.iterdir() if (run / "checkpoints").is_dir()}
+    assert len(trained) == 2, "the one that was there goes on"
+    assert first in trained
 
 
 @pytest.mark.slow

@@ -111,25 +111,35 @@ def read_rows(table: Table, faults: Faults) -> Rows:
 
 def _lines(file: str, separator: str, faults: Faults) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(file:line, cells without surrounding blanks) of each line that is not empty."""
-    path = Path(file).expanduser()
+    path, header = Path(file).expanduser(), True
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.reader(stream, delimiter=separator, strict=True)
             while True:
                 place = f"{path}:{reader.line_num + 1}"
                 try:
                     row = next(reader, None)
-                except csv.Error as error:
-                    faults.found(place, f"not readable as CSV ({error})")
+                    "".join(row or ()).encode()
+                except (csv.Error, UnicodeEncodeError) as error:
+                    broken = _broken_line(error)
+                    if header:  # what the next line means is not known without it
+                        raise DataError(f"{place}: {broken}; mend the header") from None
+                    faults.found(place, broken)
                     continue
                 if row is None:
                     return
                 if row:
+                    header = False
                     yield place, tuple(cell.strip() for cell in row)
     except OSError as error:
         raise DataError(f"table file {path} cannot be read: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"table file {path} is not UTF-8 ({error.reason}): convert it") from error
+
+
+def _broken_line(error: csv.Error | UnicodeEncodeError) -> str:
+    if isinstance(error, csv.Error):
+        return f"not readable as CSV ({error})"
+    byte = ord(error.object[error.start]) & 0xFF  # surrogateescape keeps it so
+    return f"not UTF-8 (byte 0x{byte:02x}): convert the file"
 
 
 def _refuse_twice(names: Sequence[str], place: str) -> None:

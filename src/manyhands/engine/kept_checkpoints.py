@@ -53,6 +53,12 @@ def checkpoints(directory: Path) -> list[Path]:
     return numbered(directory, TRAINING)
 
 
+def newest_in_words(directory: Path) -> str:
+    """For a training that cannot go on."""
+    found = checkpoints(directory)
+    return f"the newest checkpoint is {found[-1]}" if found else "no checkpoint is kept yet"
+
+
 def set_aside(directory: Path, gone_on_from: Path, step: int) -> list[Path]:
     """Move the checkpoints of `step` and later into `aside/`, but for `gone_on_from`; where they are then.
 

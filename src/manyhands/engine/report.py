@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from manyhands.engine.kept_checkpoints import newest_in_words
 from manyhands.engine.step import Step
 from manyhands.engine.world import World
 from manyhands.errors import WorkerError
@@ -48,7 +50,7 @@ class Report:
     tokens_per_step: int
     unit: str  # the task's name of what is counted as tokens
     flops_per_step: int | None  # of the whole training step on all devices; None where it is not counted
-    checkpoints: str  # where they are, for messages
+    checkpoints: Path  # where they are, for messages
     tokens: int = 0
     seconds: float = 0.0
     loss: float = math.nan
@@ -95,7 +97,7 @@ class Report:
         if self._in_a_row >= _SKIPPED_AT_MOST:
             raise WorkerError(
                 f"{self._in_a_row} steps in a row were left out, up to step {number}: no loss or gradient is finite "
-                f"any more; lower local.optimizer.lr, and go on from a checkpoint in {self.checkpoints}"
+                f"any more; lower local.optimizer.lr; {newest_in_words(self.checkpoints)}"
             )
         self.emit(
             "step",
@@ -132,7 +134,7 @@ class Report:
             return
         raise WorkerError(
             f"the {what} is {value} at {self._batch(number)}: lower local.optimizer.lr, look at that data, or leave "
-            f"such steps out with exec.on_nonfinite=skip; the newest checkpoint is in {self.checkpoints}"
+            f"such steps out with exec.on_nonfinite=skip; {newest_in_words(self.checkpoints)}"
         )
 
     def _tell_skipped(self, numbers: list[int]) -> None:

@@ -227,7 +227,7 @@ class _Run:
             tokens_per_step=self.plan.local.batch_size * self.task.tokens_per_sample(),
             unit=self.task.unit,
             flops_per_step=self.flops,
-            checkpoints=str(self.directory / "checkpoints"),
+            checkpoints=self.directory / "checkpoints",
         )
 
     def _go_on(self) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from manyhands.config import LocalPath, Settings, home
-from manyhands.errors import PlanError
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -34,28 +33,25 @@ class FineTuned(Settings):
 
     name: str
     weights: LocalPath | None = None
-    """Existing weights to start from: a checkpoint of a training of this task, by its directory, with a model of the
-    same sizes; null: random weights."""
+    """Existing weights to start from: a checkpoint of a training of this task, by its directory or, for the newest,
+    that of the training, with a model of the same sizes; null: random weights."""
     adapter: Adapter | None = None
     """Train this beside the frozen weights; null: train all weights."""
 
 
 def weights_here(weights: str) -> Path | None:
-    """The directory that `task.weights` names on this machine: a path, or one below the runs here. None for a name on
-    the Hub, and for what is not here. Raises PlanError for a directory that holds several checkpoints.
+    """The directory that `task.weights` names on this machine: a path, or one below the runs here; of a training's
+    directory, its newest checkpoint. None for a name on the Hub, and for what is not here.
     """
     places = (Path(weights).expanduser(), home() / "runs" / weights)
     found = next((place.resolve() for place in places if place.is_dir()), None)
     if found is None:
         return None
-    several = sorted(
+    kept = [
         path
         for below in (found, found / "checkpoints")
         for kind in ("step", "round")
         for path in below.glob(f"{kind}-*")
-    )
-    if several:
-        raise PlanError(
-            f"task.weights {weights!r} holds several checkpoints: give one of them, as {several[-1]}"
-        )
-    return found
+        if path.name.rpartition("-")[2].isdecimal()
+    ]
+    return max(kept, key=lambda path: int(path.name.rpartition("-")[2])) if kept else found

@@ -62,7 +62,7 @@ def begun_model(
 
 
 def checkpoint_at(weights: str) -> Path:
-    """The directory that `task.weights` names. Raises DataError where there is none, PlanError for one of several."""
+    """The directory that `task.weights` names. Raises DataError where there is none."""
     directory = weights_here(weights)
     if directory is None:
         raise DataError(

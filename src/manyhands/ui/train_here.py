@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from manyhands.errors import Interrupted
 
 if TYPE_CHECKING:
     from manyhands.engine.configuration import Configuration
@@ -200,32 +202,55 @@ def _print(result: TrainResult) -> None:
     click.echo(f"checkpoint {result.checkpoint}")
 
 
-def sweep_here(overrides: Sequence[str], directory: Path | None, resume: str | None) -> None:
+def sweep_here(
+    compose: Callable[[Sequence[str]], Configuration], overrides: Sequence[str], directory: Path | None
+) -> None:
     """Each combination in a process of its own, one after the other, as this command line without --multirun.
 
-    Below `directory`, where one is given, each has its own, by its number.
+    All are composed before the first begins. Below `directory`, where one is given, each has its own, by its number.
     """
     from manyhands.plan.compose import sweep
 
     combinations = sweep(overrides)
-    named = next((word for word in overrides if word.startswith(("run=", "run_id=", "resume="))), None)
-    if named is not None or resume is not None:
-        raise click.UsageError(
-            f"the trainings would share a directory: leave {named or '--resume'} out with --multirun"
-        )
+    _check_apart([compose(combination) for combination in combinations], directory)
     given = {*overrides, "--multirun", "-m", f"--directory={directory}"}
     others = [word for word in sys.argv[1:] if word not in given]
     if "--directory" in others:
         at = others.index("--directory")
         del others[at : at + 2]
     for number, combination in enumerate(combinations, start=1):
-        click.echo(f"[{number}/{len(combinations)}] {' '.join(combination)}", err=True)
+        swept = " ".join(word for word in combination if word not in overrides)
+        which = f"[{number}/{len(combinations)}] {swept}"
+        click.echo(which, err=True)
         place = [] if directory is None else ["--directory", str(directory / str(number))]
         code = subprocess.run(
             [sys.executable, "-m", "manyhands", *others, *place, *combination], check=False
         ).returncode
         if code:
+            what = (
+                "was interrupted:"
+                if code == Interrupted.exit_code
+                else f"ended with exit code {code}: mend that, and"
+            )
+            click.echo(f"{which} {what} go on with the same command and resume=latest", err=True)
             raise click.exceptions.Exit(code)
+
+
+def _check_apart(configurations: Sequence[Configuration], directory: Path | None) -> None:
+    """Raises a usage error where the trainings of a sweep would share a directory."""
+    resume = next((one.start.resume for one in configurations), None)
+    if resume not in (None, "latest"):
+        raise click.UsageError(f"--resume {resume} is for one training: give resume=latest with --multirun")
+    if directory is None:
+        names = [
+            one.name() if resume else one.start.run or one.plan.run_id or str(number)
+            for number, one in enumerate(configurations)
+        ]
+        if len(set(names)) < len(names):
+            raise click.UsageError(
+                f"the trainings would share the directory {max(names, key=names.count)}: give --directory, below "
+                "which each has one of its own, or leave run, run_id and resume out with --multirun"
+            )
 
 
 def devices_of(devices: str | None) -> list[int] | None:

@@ -172,9 +172,6 @@ def train(
 
     if plan is not None and config_name is not None:
         raise click.UsageError("--plan and --config-name contradict each other: give one")
-    if multirun and not hosts:
-        sweep_here(overrides, directory, resume)
-        return
     given = [f"{key}={options[name]}" for name, key in SHORT.items() if options[name] is not None]
     if syzygy is not None:
         given.append(f"task.syzygy={quoted(syzygy)}")
@@ -197,7 +194,11 @@ def train(
         raise click.UsageError(
             "--upload-shards and --no-export are for a training on another machine (--host)"
         )
-    configuration = compose(overrides, None if shards is None else str(Path(shards).expanduser().resolve()))
+    place = None if shards is None else str(Path(shards).expanduser().resolve())
+    if multirun and not hosts:
+        sweep_here(lambda words: compose(words, place), overrides, directory)
+        return
+    configuration = compose(overrides, place)
     if cfg is not None:
         click.echo(configuration.as_yaml(), nl=False)
         return
