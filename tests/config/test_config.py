@@ -55,5 +55,5 @@ def test_numbers_are_finite(number: float) -> None:
 
 
 def test_messages_name_their_origin() -> None:
-    with pytest.raises(PlanError, match=r"^site\.yaml: unknown key 'shar'\. Did you mean 'share'\?$"):
+    with pytest.raises(PlanError, match=r"^site\.yaml: unknown key 'shar'\. Did you mean 'share'\?"):
         Outer.parse({"shar": 1}, where="site.yaml")

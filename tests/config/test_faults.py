@@ -3,10 +3,17 @@
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from manyhands.config import did_you_mean, shown
 from manyhands.errors import PlanError
-from manyhands.plan.schema import Plan
+from manyhands.plan.language_model import LanguageModelTask, TextSource
+from manyhands.plan.schema import LocalWork, Plan
+
+
+def keys_of(section: type[BaseModel]) -> str:
+    return f" Known: {', '.join(sorted(section.model_fields))}."
+
 
 TASKS = "'language_model', 'grids', 'chess_endgames', 'tabular', 'survival', 'dummy' or 'custom'"
 
@@ -14,14 +21,18 @@ TASKS = "'language_model', 'grids', 'chess_endgames', 'tabular', 'survival', 'du
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"local": {"stpes": 5}}, "plan: unknown key 'local.stpes'. Did you mean 'steps'?"),
+        (
+            {"local": {"stpes": 5}},
+            "plan: unknown key 'local.stpes'. Did you mean 'local.steps'?" + keys_of(LocalWork),
+        ),
         (
             {"task": {"name": "language_model", "blok_size": 8}},
-            "plan: unknown key 'task.blok_size'. Did you mean 'block_size'?",
+            "plan: unknown key 'task.blok_size'. Did you mean 'task.block_size'?"
+            + keys_of(LanguageModelTask),
         ),
         (
             {"task": {"name": "language_model", "text": {"pth": "x"}}},
-            "plan: unknown key 'task.text.pth'. Did you mean 'path'?",
+            "plan: unknown key 'task.text.pth'. Did you mean 'task.text.path'?" + keys_of(TextSource),
         ),
         ({"codec": {"fp32": 1}}, "plan: unknown key 'codec.fp32'. Known: block, error_feedback, name."),
         ({"topology": "ring"}, "plan: 'topology' is 'ring': expected 'star' or 'mesh'."),
@@ -85,6 +96,11 @@ def test_long_values_are_cut() -> None:
 
 
 def test_did_you_mean() -> None:
-    assert did_you_mean("stepz", ["steps", "seed"]) == " Did you mean 'steps'?"
+    assert did_you_mean("stepz", ["steps", "seed"]) == " Did you mean 'steps'? Known: seed, steps."
+    assert did_you_mean("run", ["run-3f9a2b", "urn"]) == " Did you mean 'run-3f9a2b'? Known: run-3f9a2b, urn."
+    many = [f"name{i:02}" for i in range(20)]
+    assert did_you_mean("name007", many) == " Did you mean 'name07'?"
+    assert did_you_mean("zzz", many).endswith("name10, name11 and 8 more.")
+    assert did_you_mean("stepz", ["steps"], within="local.") == " Did you mean 'local.steps'? Known: steps."
     assert did_you_mean("zzz", ["b", "a"]) == " Known: a, b."
     assert did_you_mean("zzz", []) == ""

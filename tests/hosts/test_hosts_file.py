@@ -67,7 +67,7 @@ def test_hosts_json_comes_before_the_other_file(tmp_path: Path) -> None:
 def test_an_unknown_host_is_told_with_those_that_there_are(tmp_path: Path) -> None:
     written(tmp_path, SEED)
     with pytest.raises(
-        PlanError, match=r"no host 'sever1' .* Did you mean 'server1'\? Hosts: wsl, server1\."
+        PlanError, match=r"no host 'sever1' .* Did you mean 'server1'\? Known: server1, wsl\."
     ):
         host_named("sever1", tmp_path)
     with pytest.raises(PlanError, match="named twice"):

@@ -138,7 +138,7 @@ def test_detached_and_attached_and_stopped(
 @pytest.mark.parametrize(
     ("arguments", "entry", "code", "words"),
     [
-        (["--host", "sever1"], {}, 3, "there is no host 'sever1' in .*Did you mean 'server1'.*Hosts: server1"),
+        (["--host", "sever1"], {}, 3, "there is no host 'sever1' in .*Did you mean 'server1'.*Known: server1"),
         (["--devices", "3"], {}, 12, r"server1 has no GPU 3 \(it has: none\): choose another with --devices"),
         ([], {"Devices": [1]}, 12, r"server1 has no GPU 1"),
         (["--shards", "/nowhere/shards"], {}, 4, "--shards is the directory as server1 sees it; send one"),

@@ -196,9 +196,9 @@ def test_own_faults(own: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("local.stpes=3", r"unknown key 'local\.stpes'\. Did you mean 'steps'\?"),
+        ("local.stpes=3", r"unknown key 'local\.stpes'\. Did you mean 'local\.steps'\?"),
         ("lcal.steps=3", r"unknown key 'lcal'\. Did you mean 'local'\?"),
-        ("++task.blok_size=3", r"unknown key 'task\.blok_size'\. Did you mean 'block_size'\?"),
+        ("++task.blok_size=3", r"unknown key 'task\.blok_size'\. Did you mean 'task\.block_size'\?"),
         ("local.steps=many", r"'local\.steps' is 'many': expected a whole number"),
         ("local=3", r"'local' is 3: expected"),
         ("topology=msh", r"'topology' is 'msh': expected 'star' or 'mesh'\. Did you mean 'mesh'\?"),

@@ -80,7 +80,7 @@ def test_validate_as_json(manyhands: Run) -> None:
     ("plan", "overrides", "words"),
     [
         ("name: x\nlocl: {steps: 3}\n", [], "Did you mean 'local'?"),
-        ("name: x\n", ["local.step=3"], "Did you mean 'steps'?"),
+        ("name: x\n", ["local.step=3"], "Did you mean 'local.steps'?"),
         ("name: x\n", ["local.steps=many"], "local.steps"),
         ("name: [\n", [], "plan.yaml"),
         ("name: x\n", ["task.model.n_layr=3"], "Did you mean 'n_layer'?"),

@@ -125,3 +125,10 @@ def test_as_many_processes_as_are_meant(
 def test_devices_and_processes_that_differ() -> None:
     with pytest.raises(PlanError, match=r"devices 0,1,2 are 3, processes=2: give one of the two"):
         configure(["processes=2"]).processes([0, 1, 2])
+
+
+def test_who_is_started_by_itself_starts_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["parallel.tensor_parallelism=2"]
+    assert configure([*words, "rank=1", "world_size=2"]).processes(None) == 1
+    monkeypatch.setenv("RANK", "1")  # torchrun's
+    assert configure(words).processes(None) == 1

@@ -14,6 +14,8 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel, ValidationError
 
 _LONGEST_VALUE: Final = 80
+_LISTED: Final = 12
+"""So many names are listed at most."""
 _REPHRASED: Final = (
     (re.compile(r"^Value error, "), ""),
     (re.compile(r"^Input should be a valid integer.*"), "expected a whole number"),
@@ -21,6 +23,11 @@ _REPHRASED: Final = (
     (re.compile(r"^Input should be a valid boolean.*"), "expected true or false"),
     (re.compile(r"^Input should be a valid string.*"), "expected text"),
     (re.compile(r"^Input should be a valid dictionary.*"), "expected keys and values"),
+    (re.compile(r"^Input should be a valid (?:tuple|list).*"), "expected a list, as in [a, b]"),
+    (
+        re.compile(r"^String should match pattern '\^\[a-z0-9-\]\{1,(\d+)\}\$'"),
+        r"expected lower-case letters, digits and dashes, at most \1",
+    ),
     (re.compile(r"^Input should be greater than or equal to (\S+)"), r"expected \1 or more"),
     (re.compile(r"^Input should be less than or equal to (\S+)"), r"expected \1 or less"),
     (re.compile(r"^Input should be greater than (\S+)"), r"expected more than \1"),
@@ -33,17 +40,31 @@ _REPHRASED: Final = (
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """A validation error in words: one line per fault, with a suggestion for what is not known."""
-    lines = [_line(dict(fault), model) for fault in error.errors(include_url=False)]
+    faults = error.errors(include_url=False)
+    places = [fault["loc"] for fault in faults]
+    lines = [
+        _line(dict(fault), model)
+        for fault in faults
+        # a list of which every item is at fault is also said to be too short
+        if fault["type"] != "too_short"
+        or not any(p[: len(fault["loc"])] == fault["loc"] != p for p in places)
+    ]
     return f"{where}: {lines[0]}" if len(lines) == 1 else f"{where}:\n  " + "\n  ".join(lines)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the nearest of `known`, the list of them when none is near, or nothing."""
+def did_you_mean(word: str, known: Iterable[str], *, within: str = "") -> str:
+    """` Did you mean 'x'?` for the nearest of `known`, and what there is where that is a short list; or nothing.
+
+    within: the path before the words, which `word` has not.
+    """
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean '{near[0]}'?"
-    return f" Known: {', '.join(known)}." if known else ""
+    begins = [name for name in known if len(word) > 1 and name.startswith(word)]
+    near = begins or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    said = f" Did you mean '{within}{near[0]}'?" if near else ""
+    if near and len(known) > _LISTED:
+        return said
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"{said} Known: {', '.join(known[:_LISTED])}{more}." if known else ""
 
 
 def shown(value: Any) -> str:
@@ -59,7 +80,8 @@ def _line(fault: dict[str, Any], model: type[BaseModel]) -> str:
     match fault["type"]:
         case "extra_forbidden":
             known = {name for member in members for name in member.model_fields}
-            return f"unknown key '{at}'.{did_you_mean(path[-1], known)}"
+            within = "".join(f"{part}." for part in path[:-1])
+            return f"unknown key '{at}'.{did_you_mean(path[-1], known, within=within)}"
         case "missing":
             return f"'{at}' is missing."
         case "literal_error":
@@ -73,7 +95,7 @@ def _line(fault: dict[str, Any], model: type[BaseModel]) -> str:
     message = fault["msg"]
     for pattern, words in _REPHRASED:
         message = pattern.sub(words, message)
-    return f"'{at or 'the whole'}' is {shown(value)}: {message.rstrip('.')}."
+    return f"'{at}' is {shown(value)}: {message.rstrip('.')}." if at else f"{message.rstrip('.')}."
 
 
 def _choices(value: Any, expected: str) -> str:

@@ -60,7 +60,8 @@ class Configuration:
         return tuple(found)
 
     def processes(self, devices: Sequence[int] | None, machines: int = 1) -> int:
-        """How many each machine starts: as given, else one for each device, else as many as the parallelism needs.
+        """How many each machine starts: as given, else one for each device, else as many as the parallelism needs,
+        but this one alone where each is started by itself.
 
         Raises PlanError where as many are asked for as there are not devices.
         """
@@ -72,7 +73,9 @@ class Configuration:
                     "give one of the two"
                 )
             return len(devices)
-        return asked or max(1, (parallel.data_parallelism or 1) * parallel.tensor_parallelism // machines)
+        if asked is not None or self.start.by_hand():
+            return asked or 1
+        return max(1, (parallel.data_parallelism or 1) * parallel.tensor_parallelism // machines)
 
     def as_yaml(self) -> str:
         """Plan and settings, every field written out."""

@@ -7,6 +7,7 @@ command line sets both, and saved beside it. No torch here: the command line rea
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -120,6 +121,10 @@ class Start(Settings):
     """Where rank 0 is; null: the processes find each other through a file in the training's directory."""
     master_port: Annotated[int, Field(ge=1, le=65_535)] | None = None
     """The port of rank 0 there."""
+
+    def by_hand(self) -> bool:
+        """Whether each process is started by itself: with its rank, or by torchrun."""
+        return self.rank is not None or "RANK" in os.environ
 
     @model_validator(mode="after")
     def _goes_together(self) -> Start:

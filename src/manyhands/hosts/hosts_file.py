@@ -110,8 +110,9 @@ def host_named(name: str, directory: Path | None = None) -> Host:
         raise PlanError(
             f"host '{name}' is not known: there is no {where / FILES[0]} with it yet; write one, as in {_EXAMPLE}"
         )
+    files = [where / file for file in FILES if (where / file).is_file()]
     raise PlanError(
-        f"there is no host '{name}' in {where / FILES[0]}.{did_you_mean(name, known)} Hosts: {', '.join(known)}."
+        f"there is no host '{name}' in {' or '.join(str(file) for file in files)}.{did_you_mean(name, known)}"
     )
 
 

@@ -115,7 +115,6 @@ def run_named(name: str) -> tuple[Path, Record]:
         if record is not None:
             return directory, record
     known = [directory.name for directory in all_recorded()]
-    listed = f" Runs on hosts: {', '.join(known)}." if known else " None was started from here yet."
     raise PlanError(
-        f"there is no run '{name}' on a host.{did_you_mean(name, known) if known else ''}{listed}"
+        f"there is no run '{name}' on a host.{did_you_mean(name, known) or ' None was started from here yet.'}"
     )

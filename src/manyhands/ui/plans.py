@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,10 +179,9 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
         found = training_of(start.resume)
         if found is not None and not start.run:
             return found
-    by_hand = start.rank is not None or "RANK" in os.environ
-    if start.resume == "latest" and not start.run and not by_hand:
+    if start.resume == "latest" and not start.run and not start.by_hand():
         return _latest_of(configuration) or home() / "runs" / configuration.name()
-    agreed = start.run or start.resume is not None or by_hand
+    agreed = start.run or start.resume is not None or start.by_hand()
     return home() / "runs" / (configuration.name() if agreed else new_run_id(configuration.plan))
 
 

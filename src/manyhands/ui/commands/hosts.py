@@ -212,8 +212,7 @@ def setup(name: str, wheel: Path | None, extras: str, system_packages: bool, no_
     wanted = [extra for extra in extras.split(",") if extra]
     if unknown := sorted({*wanted} - {*EXTRAS}):
         raise click.UsageError(
-            f"--extras: there is no part {unknown[0]!r}.{did_you_mean(unknown[0], EXTRAS)} There are: "
-            f"{', '.join(EXTRAS)}"
+            f"--extras: there is no part {unknown[0]!r}.{did_you_mean(unknown[0], EXTRAS)}"
         )
     with tempfile.TemporaryDirectory(prefix="manyhands-wheel-") as directory:
         made = asyncio.run(
