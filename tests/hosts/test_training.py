@@ -123,7 +123,7 @@ def test_detached_and_attached_and_stopped(
     assert "is asked to save and end" in manyhands("hosts", "stop", here.name).stdout
     code, output = attached.ended()
     assert code == 130
-    assert "error: the training on server1 was asked to end, and has ended\n" in output
+    assert "\nthe training on server1 was asked to end, and has ended\n" in f"\n{output}"
     assert "interrupted after step" in (here / "logs" / "server1.log").read_text()
     assert list((here / "checkpoints").glob("step-*"))
     assert re.search(

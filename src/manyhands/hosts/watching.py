@@ -258,12 +258,24 @@ async def state_of(part: Part, *, docker: bool, within_s: float) -> dict[str, An
         raise ServerUnreachable(f"{part.host} did not answer within {within_s:g} s") from None
 
 
+def as_asked(ending: dict[str, Any]) -> bool:
+    """Whether a person had it end."""
+    if ending["state"] != "ended":
+        return False
+    return bool(ending.get("at_once")) or ending["exit_code"] == Interrupted.exit_code
+
+
 def exit_code_of(ending: dict[str, Any]) -> int:
     """The training's, 128 + number for one that a signal ended; that of a lost worker where nobody knows."""
     return int(ending.get("exit_code", WorkerError.exit_code))
 
 
 _SIGNALS: Final = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
+
+
+_LINES: Final = 10
+_LONG: Final = 160
+"""So many of the last lines are shown, and so much of each: the reason above them stays in sight."""
 
 
 def words_of(host: str, ending: dict[str, Any]) -> str:
@@ -282,6 +294,8 @@ def words_of(host: str, ending: dict[str, Any]) -> str:
         )
     elif ending.get("out_of_memory"):
         how = f"the training on {host} was killed by the kernel, because memory was exhausted"
+    elif ending.get("at_once"):
+        return f"the training on {host} was asked to end at once, and has ended"
     elif "signal" in ending:
         how = f"the training on {host} was killed by {_SIGNALS.get(ending['signal'], ending['signal'])}"
     elif ending["exit_code"] == Interrupted.exit_code:
@@ -291,7 +305,9 @@ def words_of(host: str, ending: dict[str, Any]) -> str:
     free = ending.get("free_bytes")
     if free is not None and free < 16 << 20:
         how += f"; its disk is full ({free >> 10} KiB free)"
-    tail = ending.get("tail") or []
+    tail = [line if len(line) <= _LONG else f"{line[:_LONG]}..." for line in ending.get("tail") or []]
     return how + (
-        ". Its last lines:\n" + "\n".join(f"  {line}" for line in tail) if tail else "; it printed nothing"
+        ". Its last lines:\n" + "\n".join(f"  {line}" for line in tail[-_LINES:])
+        if tail
+        else "; it printed nothing"
     )

@@ -23,13 +23,13 @@ from manyhands.errors import (
 from manyhands.hosts.beginning import Wish, begin
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.record import Record, recorded
-from manyhands.hosts.watching import watch, words_of
+from manyhands.hosts.watching import watch
 from manyhands.ui.attending import attended, detached, stop_all
-from manyhands.ui.host_training import REFRESH_PER_S
+from manyhands.ui.host_training import REFRESH_PER_S, ended
 from manyhands.ui.live import Screen
 from manyhands.ui.live_training import train_line
 from manyhands.ui.logs import json_line
-from manyhands.ui.terminal import printable, printable_lines
+from manyhands.ui.terminal import printable
 from manyhands.ui.training_table import ROWS, TrainingTable, table_of
 
 _OF_THE_HOST: Final = (ServerUnreachable, Refused, StorageError, WorkerError)
@@ -81,7 +81,7 @@ class OneOfMany:
             click.echo(json_line({"run": self._table.name, **event}))
             sys.stdout.flush()
         elif self._screen.logs == "console" and (text := train_line(event)):
-            self._screen.line(f"{self._table.name}: {text}")
+            self._screen.line(f"{self._table.name}: {text}", event.get("time_ms"))
 
     def line(self, host: str, text: str) -> None:
         self.tell(f"{host}: {text}")
@@ -227,5 +227,5 @@ async def _watched(directory: Path, record: Record, view: OneOfMany, *, replay: 
         return error.exit_code
     for host, ending in outcome.endings.items():
         if ending.get("exit_code") != 0:
-            click.echo(f"error: {view.name}: {printable_lines(words_of(host, ending))}", err=True)
+            click.echo(ended(host, ending, view.name), err=True)
     return outcome.exit_code

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import click
 
 from manyhands.hosts.record import Record
-from manyhands.hosts.watching import Outcome, watch, words_of
+from manyhands.hosts.watching import Outcome, as_asked, watch, words_of
 from manyhands.ui.attending import attended, detached, stop_all
 from manyhands.ui.live_training import TrainScreen
 from manyhands.ui.terminal import human_bytes, human_seconds, printable, printable_lines
@@ -87,10 +87,16 @@ async def _attended(directory: Path, record: Record, screen: HostScreen, logs: s
     return outcome.exit_code
 
 
+def ended(host: str, ending: dict[str, Any], name: str = "") -> str:
+    """What a person is told of a training that has not finished; what nobody has asked for is an error."""
+    words = f"{name and name + ': '}{printable_lines(words_of(host, ending))}"
+    return words if as_asked(ending) else f"error: {words}"
+
+
 def _tell_end(directory: Path, outcome: Outcome, *, quiet: bool) -> None:
     for host, ending in outcome.endings.items():
         if ending.get("exit_code") != 0:
-            click.echo(f"error: {printable_lines(words_of(host, ending))}", err=True)
+            click.echo(ended(host, ending), err=True)
     if quiet:
         return
     if outcome.fetched.bytes:

@@ -136,9 +136,9 @@ class Screen:
     def _draw(self) -> None:
         self._news.set()
 
-    def line(self, text: str) -> None:
-        """A line that stays: above the redrawn view, or on standard output."""
-        text = f"{clock()}  {text}"
+    def line(self, text: str, time_ms: int | None = None) -> None:
+        """A line that stays: above the redrawn view, or on standard output. time_ms: of what it says, if not now."""
+        text = f"{clock(time_ms)}  {text}"
         if self._held is None:
             self._write(text)
         else:
@@ -166,9 +166,9 @@ class RunScreen(Screen):
         self._phase = ""
         self._view: RunView | None = None
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, time_ms: int | None = None) -> None:
         if not self._silent:
-            super().line(text)
+            super().line(text, time_ms)
 
     def show(self, view: RunView) -> None:
         if self._lines:

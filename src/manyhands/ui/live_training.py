@@ -49,7 +49,7 @@ class TrainScreen(Screen):
             self._take(event)
         text = train_line(event)
         if text and (self._logs == "console" or event["kind"] not in _IN_THE_PANEL):
-            self.line(text)
+            self.line(text, event.get("time_ms"))
         self._draw()
 
     def _take(self, event: Mapping[str, Any]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+AT_ONCE = "ended-at-once"
+"""In a run's directory, where somebody has had its processes killed."""
+
 
 def boot() -> str | None:
     """Tells one start of this machine from the next."""

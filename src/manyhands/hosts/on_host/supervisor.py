@@ -28,7 +28,7 @@ import sys
 import time
 from typing import Any
 
-from manyhands.hosts.on_host.processes import begun, boot, killed_by_kernel
+from manyhands.hosts.on_host.processes import AT_ONCE, begun, boot, killed_by_kernel
 
 LAST_LINES = 30
 PR_SET_PDEATHSIG = 1
@@ -75,6 +75,8 @@ class Supervisor:
         killed = killed_by_kernel()
         if code == -signal.SIGKILL and killed is not None and killed != self.killed:
             ending["out_of_memory"] = True
+        if os.path.exists(self._path(AT_ONCE)):
+            ending["at_once"] = True
         ending["tail"] = self._last_lines()
         if self.exporter is not None:  # what it has not made is made now, where it can be asked to end
             end_group(self.exporter)

@@ -16,7 +16,7 @@ from typing import Any
 
 from manyhands.hosts.on_host.facts import free_bytes
 from manyhands.hosts.on_host.frames import Line, absolute
-from manyhands.hosts.on_host.processes import begun, boot
+from manyhands.hosts.on_host.processes import AT_ONCE, begun, boot
 
 LOOK_EVERY_S = 0.4
 BEAT_EVERY_S = 2.0
@@ -38,7 +38,7 @@ def start(line: Line, request: dict[str, Any]) -> None:
     os.makedirs(directory, exist_ok=True)
     with contextlib.suppress(OSError):  # of a mount that has no modes
         os.chmod(directory, 0o700)
-    for name in ("status.json", "job.json"):
+    for name in ("status.json", "job.json", AT_ONCE):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(directory, name))
     job = {**request["job"], "python": sys.executable}
@@ -147,11 +147,18 @@ def stop(line: Line, request: dict[str, Any]) -> None:
     if child is not None and begun(child) == found["child_start"]:
         with contextlib.suppress(ProcessLookupError):
             if request["now"]:
+                mark(os.path.join(absolute(request["run"]), AT_ONCE))
                 os.killpg(child, signal.SIGKILL)
             else:
                 os.kill(child, signal.SIGTERM)
                 os.killpg(child, signal.SIGCONT)  # one that stands still (SIGSTOP) would never hear it
     line.answer(status=found)
+
+
+def mark(path: str) -> None:
+    """A file that is there or not; a full disk has no place for one."""
+    with contextlib.suppress(OSError), open(path, "wb"):
+        pass
 
 
 def leave(line: Line, request: dict[str, Any]) -> None:

@@ -111,8 +111,8 @@ async def _states(records: list[Record]) -> dict[tuple[str, str], str]:
 
 
 async def _state(record: Record, part: Part) -> str:
-    from manyhands.errors import Interrupted, ManyhandsError
-    from manyhands.hosts.watching import state_of
+    from manyhands.errors import ManyhandsError
+    from manyhands.hosts.watching import as_asked, state_of
 
     ending = part.ending
     if ending is None:
@@ -124,7 +124,7 @@ async def _state(record: Record, part: Part) -> str:
         return "never started"
     if ending["state"] == "ended":
         code = ending["exit_code"]
-        return {0: "finished", Interrupted.exit_code: "stopped"}.get(code, f"failed with {code}")
+        return "stopped" if as_asked(ending) else "finished" if code == 0 else f"failed with {code}"
     return str(ending.get("phase") if ending["state"] == "running" else ending["state"])
 
 
