@@ -15,13 +15,15 @@ from manyhands.data.shards.manifest import MAKING
 from manyhands.errors import DataError, Interrupted, Refused, StorageError
 
 
-def begin(directory: Path, wanted: dict[str, object], leaves: str | None = None) -> None:
+def begin(
+    directory: Path, wanted: dict[str, object], leaves: str | None = None, text: str = "something"
+) -> None:
     """Make nothing, or leave that file in .making; and fail."""
 
     def fail() -> None:
         with claimed(directory, wanted):
             if leaves is not None:
-                (directory / MAKING / leaves).write_text("something")
+                (directory / MAKING / leaves).write_text(text)
             raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -36,6 +38,8 @@ def test_what_ends_well_leaves_the_shards_alone(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing_that_was_not_made(tmp_path: Path) -> None:
     begin(tmp_path / "a", {})
+    assert not (tmp_path / "a").exists()
+    begin(tmp_path / "a", {}, RECORD, text="")  # the first job's record is there, and empty
     assert not (tmp_path / "a").exists()
     for leaves in (RECORD, PREPARED):
         begin(tmp_path / leaves, {}, leaves)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,30 @@ def test_the_same_bytes_with_any_number_of_processes(
     assert [group.rows for group in sets["training"][7].groups] == [40, 10]
     assert (told[0].rows, told[-1].rows, told[-1].total, told[-1].jobs) == (0, 780, 780, 9)
     assert [t.rows for t in told] == sorted(t.rows for t in told)
+
+
+def test_more_than_the_disk_will_hold_is_told_after_the_first_shard(
+    tmp_path: Path, opens: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [10**9, 10_000]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        "manyhands.data.shards.making.shutil.disk_usage", lambda _: usage._replace(free=free.pop(0))
+    )
+    with pytest.raises(
+        StorageError, match=r"about 0\.0 GiB more are needed for 580 rows, and 0\.0 GiB are free"
+    ):
+        begun(tmp_path / "full").make(opens(), processes=1)
+    monkeypatch.undo()
+    assert len(begun(tmp_path / "full").done) == 2
+
+
+def test_more_shards_than_a_directory_should_hold() -> None:
+    wanted = replace(WANTED["training"], rows=10**13, shard_rows=65_536)
+    with pytest.raises(
+        DataError, match=r"10,000,000,000,000 rows of training are 152,587,891 shards .* fewer rows"
+    ):
+        row_jobs({"training": wanted})
 
 
 def test_what_is_done_is_kept_when_a_process_is_killed(

@@ -49,8 +49,8 @@ def claimed(directory: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
                 write_json(place / WANTED, values)
             yield
         except BaseException as error:
-            made = [file for name in (RECORD, PREPARED) if (file := place / name).exists()]
-            if not made and list(directory.iterdir()) == [place]:
+            begun = _has_made(place) or (place / PREPARED).exists()
+            if not begun and list(directory.iterdir()) == [place]:
                 shutil.rmtree(place, ignore_errors=True)
                 with suppress(OSError):
                     directory.rmdir()
@@ -68,15 +68,20 @@ def _same_wish(values: Mapping[str, Any], file: Path, directory: Path) -> bool:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # or cut by a kill, so nothing is made
         return False
-    made = file.with_name(RECORD)
     for path, now, then in differences(values, before):
-        if not made.is_file():
+        if not _has_made(file.parent):
             return False
         raise DataError(
             f"{directory} holds shards that are half made, with {path} {shown(then)}, and now it is {shown(now)}: "
             "repeat the command that began them, choose another directory, or remove this one"
         )
     return True
+
+
+def _has_made(place: Path) -> bool:
+    """Whether a job is done: the record is there, empty, from the first one's beginning."""
+    record = place / RECORD
+    return record.is_file() and record.stat().st_size > 0
 
 
 def _check_place(directory: Path) -> None:

@@ -9,6 +9,7 @@ written last, by whoever asked (tasks/packing.py); then .making goes.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from manyhands.data.shards.manifest import MAKING, SUFFIX, Column, ShardFile
 from manyhands.data.shards.processes import Job, Made, Opens, Processes
 from manyhands.data.shards.verify import sha256_of
 from manyhands.data.shards.writer import Rows, check_rows, write_shard
+from manyhands.errors import DataError, StorageError
 from manyhands.storage.durable import sync
 
 GROUP_ROWS: Final = 8192
@@ -34,6 +36,9 @@ SHARD_ROWS: Final = 65_536
 SHARD_BYTES: Final = 256 << 20
 """Of a shard, likewise: it is held in memory by the process that makes it, and lost when that is killed."""
 
+MOST_SHARDS: Final = 100_000
+_ROOM: Final = 0.8
+"""What is still to be made may take so much less than what was made says."""
 _BLOCK_ROWS: Final = 1024
 """Rows that are asked for at a time; progress is told after each."""
 
@@ -89,7 +94,14 @@ class RowsJob(Job):
 
 
 def row_jobs(wanted: Mapping[str, WantedSet]) -> list[RowsJob]:
-    """All shards of all sets."""
+    """All shards of all sets. Raises DataError for more than a directory and a manifest should hold."""
+    for name, want in wanted.items():
+        count = -(-want.rows // want.shard_rows)
+        if count > MOST_SHARDS:
+            raise DataError(
+                f"{want.rows:,} rows of {name} are {count:,} shards of {want.shard_rows:,} rows, and {MOST_SHARDS:,} "
+                "are the most: ask for fewer rows, or for more in each shard"
+            )
     return [
         RowsJob(name=file, rows=stop - start, set=name, start=start, stop=stop)
         for name, want in wanted.items()
@@ -163,7 +175,8 @@ class Making:
         Raises what a process raised; WorkerError for one that was killed.
         """
         todo = [job for job in self.jobs if job.name not in self.done]
-        clock = _Clock(self, on_progress)
+        rows = {job.name: job.rows for job in todo}
+        clock, room = _Clock(self, on_progress), _Room(self.directory, sum(rows.values()))
         with (self.directory / MAKING / RECORD).open("a", encoding="utf-8") as record:
 
             def keep(name: str, made: Made) -> None:
@@ -172,6 +185,7 @@ class Making:
                 os.fsync(record.fileno())
                 self.done[name] = made
                 clock.add(0)
+                room.taken(rows[name], made)
 
             with Processes(self.directory, opens) as pool:
                 pool.run(todo, processes, on_rows=clock.add, on_made=keep, so_far=self._so_far)
@@ -209,6 +223,28 @@ class _Done(Settings):
 
 def _line(name: str, made: Made) -> str:
     return _Done(job=name, made=made).model_dump_json() + "\n"
+
+
+class _Room:
+    """Whether the disk has place for the rest, judged by what was made since this start."""
+
+    def __init__(self, directory: Path, rows: int) -> None:
+        self._directory, self._left = directory, rows
+        self._rows = self._bytes = 0
+
+    def taken(self, rows: int, made: Made) -> None:
+        """By a job. Raises StorageError where the rest will not go in: what is made is kept."""
+        self._left -= rows
+        self._rows += rows
+        self._bytes += sum(file.size_bytes for files in made.values() for file in files)
+        needed = self._left * self._bytes / self._rows if self._rows else 0.0
+        free = shutil.disk_usage(self._directory).free
+        if needed * _ROOM > free:
+            raise StorageError(
+                f"{self._directory}: about {needed / 2**30:,.1f} GiB more are needed for {self._left:,} rows, and "
+                f"{free / 2**30:,.1f} GiB are free there: make room and go on with the same command, or ask for "
+                "fewer in another directory"
+            )
 
 
 class _Clock:

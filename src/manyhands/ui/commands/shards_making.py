@@ -78,7 +78,10 @@ def _endgame_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         _overrides,
         click.option("--pieces", required=True, metavar="KPkp", help="White's in capitals, then Black's."),
-        click.option("--num-pos", required=True, type=int, metavar="N", help="Positions to train on."),
+        click.option(
+            "--num-pos", required=True, type=int, metavar="N",
+            help="Positions to train on. Those to judge by come on top: task.validation_positions=100000.",
+        ),
         click.option(
             "--tpg-dir", "--out", "out", required=True, metavar="DIR", type=click.Path(path_type=Path),
             help="A new directory for the shards.",
