@@ -17,6 +17,7 @@ from manyhands.hosts.launch import LEAST_FREE_BYTES, Facts, check_devices, look,
 OLDEST_PYTHON: Final = (3, 11)
 NEWEST_PYTHON: Final = (3, 13)
 _SKEW_S: Final = 5.0
+State = Literal["ok", "note", "fault"]
 _PACKAGES: Final = [module for modules in EXTRAS.values() for module in modules]
 
 
@@ -26,7 +27,7 @@ class Check:
 
     host: str
     what: str
-    state: Literal["ok", "note", "fault"]
+    state: State
     found: str
     to_do: str = ""
 
@@ -53,8 +54,9 @@ async def check(host: Host) -> list[Check]:
             if inside is not None:
                 _docker(say, host, inside)
     except ManyhandsError as error:
-        said, _, to_do = str(error).partition(": ")
-        say.fault("connection", said, to_do)
+        said = str(error).removeprefix(f"{host.host_name}: ")
+        found, _, to_do = said.partition("; " if "; " in said else ": ")
+        say.fault("connection", found, to_do)
     return say.said
 
 
@@ -77,13 +79,17 @@ class _Say:
         self.said: list[Check] = []
 
     def ok(self, what: str, found: str) -> None:
-        self.said.append(Check(host=self._host, what=what, state="ok", found=found))
+        self._say(what, "ok", found)
 
     def note(self, what: str, found: str, to_do: str = "") -> None:
-        self.said.append(Check(host=self._host, what=what, state="note", found=found, to_do=to_do))
+        self._say(what, "note", found, to_do)
 
     def fault(self, what: str, found: str, to_do: str) -> None:
-        self.said.append(Check(host=self._host, what=what, state="fault", found=found, to_do=to_do))
+        self._say(what, "fault", found, to_do)
+
+    def _say(self, what: str, state: State, found: str, to_do: str = "") -> None:
+        one_line = " ".join(found.split())
+        self.said.append(Check(host=self._host, what=what, state=state, found=one_line, to_do=to_do))
 
 
 def _unless(contained: bool, say: _Say, what: str, found: str, to_do: str) -> None:
@@ -104,6 +110,8 @@ def _facts(say: _Say, facts: Facts, skew_s: float, contained: bool) -> None:
         to_do = f'3.11 to 3.13 are supported: install one, and name it in "Python" for {name}'
         _unless(contained, say, "python", shown, to_do)
     setup = f"manyhands hosts setup {name}"
+    if facts.host.python is not None:
+        setup += ', and then leave "Python" out of its entry: it has made one of its own'
     if facts.manyhands is None:
         _unless(contained, say, "manyhands", "not installed", setup)
     elif facts.manyhands != __version__:

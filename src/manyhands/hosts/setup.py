@@ -71,7 +71,7 @@ async def setup(
         python = f"{environment}/bin/python"
         wanted = place + (f"[{','.join(extras)}]" if extras else "")
         pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-        tell("installing; pip there knows from where")
+        tell("installing; pip there knows from where" if dependencies else "installing it alone")
         if dependencies:
             await _run(there, host, [*pip, "--upgrade", wanted], "pip")
         # the same version may have other contents: the wheel itself is always installed anew

@@ -7,6 +7,8 @@ move the cursor of whoever looks at it.
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,6 +62,11 @@ def human_rate(per_second: float | None) -> str:
 
 def human_loss(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.4f}"
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that is written to; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], output: str) -> None:

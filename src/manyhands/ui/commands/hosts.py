@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import textwrap
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def check(names: tuple[str, ...], output: str) -> None:
     from manyhands.hosts.check import check as check_host
     from manyhands.hosts.hosts_file import chosen
     from manyhands.hosts.hosts_file import hosts as known
-    from manyhands.ui.terminal import print_rows
+    from manyhands.ui.terminal import print_json, terminal_width
 
     wanted = chosen(names) if names else list(known().values())
     if not wanted:
@@ -174,10 +175,32 @@ def check(names: tuple[str, ...], output: str) -> None:
         ]
 
     rows = asyncio.run(all_of_them())
-    columns = {"host": "host", "what": "what", "state": "", "found": "found", "to_do": "to do"}
-    print_rows(rows, columns, output)
+    if output == "json":
+        print_json(rows)
+    else:
+        click.echo("\n".join(_check_lines(rows, terminal_width())))
     if any(row["state"] == "fault" for row in rows):
         raise click.exceptions.Exit(WorkerError.exit_code)
+
+
+def _check_lines(rows: Sequence[Mapping[str, str]], width: int | None) -> list[str]:
+    """What was found, and below it what to do; a width of None is no limit, for a pipe."""
+    from manyhands.ui.terminal import printable
+
+    widths = {key: max(len(row[key]) for row in rows) for key in ("host", "what", "state")}
+    lines = []
+    for row in rows:
+        head = "  ".join(row[key].ljust(size) for key, size in widths.items()) + "  "
+        room = 10_000 if width is None else max(30, width - len(head))
+        said = textwrap.wrap(printable(row["found"]), room, break_long_words=False, break_on_hyphens=False)
+        if row["to_do"]:
+            arrow = "→ "
+            said += textwrap.wrap(
+                arrow + printable(row["to_do"]), room, subsequent_indent=" " * len(arrow),
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+        lines += [(head if i == 0 else " " * len(head)) + text for i, text in enumerate(said or [""])]
+    return [line.rstrip() for line in lines]
 
 
 @click.command("setup", cls=Command)
