@@ -248,11 +248,12 @@ def test_a_broken_checkpoint_says_so(world: Any, tmp_path: Path) -> None:
     path = save(world, tmp_path, 12)
     tensors, record = (path / STATE_FILE).read_bytes(), (path / RECORD).read_text()
     (path / STATE_FILE).write_bytes(tensors[:-9])
-    with pytest.raises(StorageError, match=r"state: .*resume from another"):
+    with pytest.raises(StorageError, match=r"state: .*there is no other beside it"):
         load_checkpoint(path, training_of(world), world.plan)
     (path / STATE_FILE).write_bytes(tensors)
+    save(world, tmp_path, 10)
     for text, message in (
-        (record[:40], r"training\.json.*resume from another"),
+        (record[:40], r"training\.json.*resume from step-00000010"),
         (json.dumps({"version": 2}), "plan_hash|step"),
         (record.replace('"version": 2', '"version": 9'), "format version 9, this program reads 2"),
         (record.replace('"step": 12', '"step": "x"'), "wrong type"),

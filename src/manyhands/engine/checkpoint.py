@@ -48,6 +48,7 @@ from manyhands.engine.kept_checkpoints import (
     checkpoints,
     find_checkpoint,
     name_of,
+    others_in_words,
     point_to,
     remove,
 )
@@ -345,7 +346,7 @@ def load_checkpoint(path: Path, training: Training, plan: Plan) -> Cursor:
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it should be
             load(wanted, storage_reader=reader, no_dist=training.world.size == 1)
     except (OSError, SafetensorError, ValueError, KeyError, CheckpointException) as error:
-        raise StorageError(f"checkpoint {path / STATE}: {error}; resume from another checkpoint") from error
+        raise StorageError(f"checkpoint {path / STATE}: {error}; {others_in_words(path)}") from error
     return Cursor(step=record["step"], sample=record["sample"], first_loss=record.get("first_loss"))
 
 

@@ -59,6 +59,16 @@ def newest_in_words(directory: Path) -> str:
     return f"the newest checkpoint is {found[-1]}" if found else "no checkpoint is kept yet"
 
 
+def others_in_words(broken: Path) -> str:
+    """What to go on from where this one cannot be."""
+    others = [path.name for path in checkpoints(broken.parent) if path.name != broken.name]
+    return (
+        f"resume from {' or '.join(reversed(others))}"
+        if others
+        else "there is no other beside it: start afresh"
+    )
+
+
 def set_aside(directory: Path, gone_on_from: Path, step: int) -> list[Path]:
     """Move the checkpoints of `step` and later into `aside/`, but for `gone_on_from`; where they are then.
 
@@ -103,7 +113,7 @@ def record_of(path: Path) -> dict[str, Any]:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         version, step, sample, plan_hash = (record[key] for key in ("version", "step", "sample", "plan_hash"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"checkpoint {path / RECORD}: {error}; resume from another checkpoint") from error
+        raise StorageError(f"checkpoint {path / RECORD}: {error}; {others_in_words(path)}") from error
     if version != VERSION:
         raise StorageError(
             f"checkpoint {path} has format version {version!r}, this program reads {VERSION}; update it"

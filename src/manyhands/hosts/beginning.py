@@ -106,7 +106,7 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
                     host,
                     paths=(*inputs.elsewhere, *wish.paths),
                     packages={*EXPORTING, *(package.module for package in job.packages)},
-                    gpus=job.devices is not None,
+                    gpus=job.gpus() is not None,
                 )
                 for there, host, job in zip(agents, hosts, jobs, strict=True)
             )
@@ -257,6 +257,7 @@ def _job(wish: Wish, host: Host, inputs: Inputs, rank: int, nodes: int) -> Job:
         inputs=inputs,
         allowed=wish.allowed,
         devices=devices,
+        device=wish.configuration.settings.exec.device,
         processes=wish.configuration.processes(devices, nodes),
         packages=wish.configuration.packages(),
         export=wish.export,

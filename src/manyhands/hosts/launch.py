@@ -57,6 +57,7 @@ class Job:
     inputs: Inputs
     allowed: tuple[str, ...] = ()
     devices: tuple[int, ...] | None = None
+    device: str = "auto"
     processes: int = 1
     packages: tuple[Package, ...] = ()
     """That must be installed there."""
@@ -67,6 +68,13 @@ class Job:
     nodes: int = 1
     meet_at: tuple[str, int] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    def gpus(self) -> tuple[int, ...] | None:
+        """Indexes of those that it must have; None where it takes what there is."""
+        kind, _, index = self.device.partition(":")
+        if self.devices is not None or kind != "cuda":
+            return self.devices
+        return (int(index or 0),)
 
 
 async def look(
@@ -131,7 +139,7 @@ def check_ready(facts: Facts, job: Job) -> None:
             f"{name} has manyhands {facts.manyhands}, and here it is {__version__}: make them the same with "
             f"`manyhands hosts setup {name}`{container}"
         )
-    check_devices(facts, job.devices)
+    check_devices(facts, job.gpus())
     if not raw["writable"]:
         raise StorageError(
             f"{name}: {raw['work']} cannot be written: choose another WorkDir in the hosts' file, or let "

@@ -19,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from manyhands.errors import PlanError
+from manyhands.errors import PlanError, WorkerError
 from manyhands.plan.language_model import LanguageModelTask
 
 T = TypeVar("T")
@@ -141,6 +141,10 @@ def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
             lambda attention: AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         )
     except _FAULTS as error:
+        if "can't allocate memory" in str(error):
+            raise WorkerError(
+                f"a model of these sizes does not fit in memory: make it smaller (task.model): {_first_lines(error)}"
+            ) from error
         raise PlanError(
             f"model_type {config.model_type!r} cannot be made as task.model describes it: {_first_lines(error)}"
         ) from error

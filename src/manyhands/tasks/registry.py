@@ -52,7 +52,7 @@ def _own_family(plan: Plan, allowed: Collection[str]) -> TaskFamily:
         listed = ", ".join(sorted(allowed)) or "none"
         raise Refused(
             f"the plan's task is the code {task.target!r}, which is not allowed on this machine (allowed: {listed}); "
-            f"if you trust it, allow it by that name"
+            f"if you trust it, allow it by that name: --allow-task {task.target}"
         )
     _look_here_too()
     return _load(task.target)

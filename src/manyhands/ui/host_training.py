@@ -55,10 +55,10 @@ def train_on_hosts(hosts: Sequence[Host], wish: Wish, logs: str) -> int:
     from manyhands.hosts.beginning import begin  # who only follows needs none of it
 
     async def carry_out() -> int:
-        with HostScreen(
-            logs, wish.configuration.plan.name, wish.configuration.plan.local.batch_size
-        ) as screen:
-            screen.tell(f"looking at {', '.join(host.host_name for host in hosts)}")
+        names = ", ".join(host.host_name for host in hosts)
+        samples_per_step = wish.configuration.plan.local.batch_size
+        with HostScreen(logs, f"{wish.run} on {names}", samples_per_step) as screen:
+            screen.tell(f"looking at {names}")
             record = await begin(hosts, wish, screen)
             return await _attended(wish.directory, record, screen, logs, replay=False)
 
@@ -69,7 +69,8 @@ def attach(directory: Path, record: Record, logs: str) -> int:
     """Watch a training that was started before, also from another terminal; the exit code."""
 
     async def carry_out() -> int:
-        with HostScreen(logs, record.run, record.samples_per_step) as screen:
+        name = f"{record.run} on {', '.join(part.host for part in record.parts)}"
+        with HostScreen(logs, name, record.samples_per_step) as screen:
             return await _attended(directory, record, screen, logs, replay=True)
 
     return asyncio.run(carry_out())

@@ -24,7 +24,7 @@ _COMMANDS = {
     "demo": Entry(
         f"{_HERE}.demo:demo", "A server, three clients and a dashboard on this machine train a small model."
     ),
-    "train": Entry(f"{_HERE}.train:train", "Train a plan's task on this machine alone."),
+    "train": Entry(f"{_HERE}.train:train", "Train a plan's task on this machine, or on others (--host)."),
     "shards": Entry(
         f"{_HERE}.shards:shards",
         "Data made ahead as Parquet files: make, import, show, verify and merge them.",
@@ -114,9 +114,8 @@ def run(arguments: list[str]) -> int:
         _tell(f"error: {error}")
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the boundary of the process: every fault becomes words and a code
-        if not _traceback_if_asked(meta):
-            click.echo("Run it again with --debug to see where it happened.", err=True)
-        _tell(f"error: unexpected {type(error).__name__}: {error}")
+        again = "" if _traceback_if_asked(meta) else "\nRun it again with --debug to see where it happened."
+        _tell(f"error: unexpected {type(error).__name__}: {error}{again}")
         return ManyhandsError.exit_code
 
 

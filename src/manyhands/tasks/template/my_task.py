@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from manyhands.errors import PlanError
 from manyhands.plan.descriptor import Parameter
 from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import (
@@ -155,7 +156,10 @@ class MyFamily:
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    return {"file": None, "width": 32, **getattr(plan.task, "settings", {})}
+    known, given = {"file": None, "width": 32}, getattr(plan.task, "settings", {})
+    if unknown := sorted({*given} - {*known}):
+        raise PlanError(f"task.settings.{unknown[0]} is unknown: expected {', '.join(known)}")
+    return {**known, **given}
 
 
 FAMILY: TaskFamily = MyFamily()
