@@ -12,6 +12,7 @@
     ├── BlobError            10   a payload that is truncated, oversized, corrupt or not to be had
     ├── UpdateError          11   an update whose schema, indices or values are not acceptable
     ├── WorkerError          12   a worker process failed
+    │   ├── NotFinite        12   the loss or a gradient is not finite, on every process of the training
     │   └── RankLost         14   another process of the same training ended first
     ├── MissingExtra         13   an optional part is not installed
     └── Interrupted         130   SIGINT or SIGTERM
@@ -72,6 +73,10 @@ class UpdateError(ManyhandsError):
 
 class WorkerError(ManyhandsError):
     exit_code = 12
+
+
+class NotFinite(WorkerError):
+    """The loss or a gradient is infinite or no number; every process of a training finds it at once."""
 
 
 class RankLost(WorkerError):

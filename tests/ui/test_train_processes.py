@@ -122,7 +122,8 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_the_reason_once(
     text = training.text()
     assert training.process.returncode == 12, text
     assert "starting again" not in text
-    assert "at step" in text
+    assert text.count("lower local.optimizer.lr") == 1, text
+    assert "no checkpoint is kept yet" in text
     assert "Traceback" not in text
 
 
@@ -175,6 +176,7 @@ def test_sigterm_saves_and_ends_all_ranks(start: Callable[..., Training]) -> Non
     training.process.send_signal(signal.SIGTERM)
     text = training.text()
     assert training.process.returncode == 130, text
+    assert text.count("interrupted after step") == 1, text
     assert [e["kind"] for e in training.events()][-2:] == ["saved", "interrupted"]
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
 

@@ -16,7 +16,7 @@ from manyhands.engine.kept_checkpoints import newest_in_words
 from manyhands.engine.precision import computing_in
 from manyhands.engine.settings import EngineSettings, Precision
 from manyhands.engine.world import ALONE, World
-from manyhands.errors import DataError, WorkerError
+from manyhands.errors import DataError, NotFinite
 from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import VALIDATION, Listing, Task
 
@@ -112,7 +112,7 @@ class Evaluations:
         self._last: tuple[int, float] | None = None  # at which step, and what
 
     def loss(self, step: int) -> float:
-        """At this step, computed once. Raises WorkerError where it is not finite, by exec.on_nonfinite."""
+        """At this step, computed once. Raises NotFinite where it is not finite, by exec.on_nonfinite."""
         if self._last is None or self._last[0] != step:
             losses = [self._on(split, step) for split in self._task.evaluation_sets]
             self._last = (step, losses[0])
@@ -148,7 +148,7 @@ class Evaluations:
     def _tell_not_finite(self, split: str, step: int, loss: float) -> None:
         found = f"the loss on {split} is {loss} at step {step}"
         if self._settings.exec.on_nonfinite == "stop":
-            raise WorkerError(
+            raise NotFinite(
                 f"{found}: lower local.optimizer.lr, or look at the data; go on all the same with "
                 f"exec.on_nonfinite=skip; {newest_in_words(self._directory / 'checkpoints')}"
             )

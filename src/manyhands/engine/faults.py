@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +19,8 @@ from manyhands.plan.resolve import PLAN_FILE, plan_hash, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 from manyhands.tasks.registry import check_task
 
+_SOURCE: Final = re.compile(r"\[/\S+:\d+\] ?")
+"""Where in torch's own sources something was found."""
 _TOLD: Final = 4
 """So many settings are named where two plans differ."""
 
@@ -93,7 +97,8 @@ def in_words(error: RuntimeError, place: Place, missing: Sequence[int] = ()) -> 
 
     missing: the ranks for which the others have waited in vain, if it is that.
     """
-    text = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
+    text = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+    text = textwrap.shorten(_SOURCE.sub("", text), 200, placeholder=" ...")
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return WorkerError(
             f"out of memory ({text}): lower parallel.micro_batch_size, set parallel.activation_checkpointing=true or "

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from manyhands.engine.kept_checkpoints import newest_in_words
 from manyhands.engine.step import Step
 from manyhands.engine.world import World
-from manyhands.errors import WorkerError
+from manyhands.errors import NotFinite
 
 _SKIPPED_AT_MOST = 100  # steps in a row, after which leaving out is no cure
 _PEAKS = (  # dense bf16 FLOP/s of tensor cores, from NVIDIA's data sheets
@@ -75,7 +75,7 @@ class Report:
         return self.seconds * self.tokens_per_step / self.tokens if self.tokens else None
 
     def write(self) -> None:
-        """Emit what has come since the last time. Raises WorkerError if a loss or a norm is not finite."""
+        """Emit what has come since the last time. Raises NotFinite if a loss or a norm is not finite."""
         if not self._unread:
             return
         number, last, rate = self._unread[-1]
@@ -95,7 +95,7 @@ class Report:
         self._tell_skipped([number for number, step, _ in self._unread if step.skipped])
         self._in_a_row = 0 if done else self._in_a_row + steps
         if self._in_a_row >= _SKIPPED_AT_MOST:
-            raise WorkerError(
+            raise NotFinite(
                 f"{self._in_a_row} steps in a row were left out, up to step {number}: no loss or gradient is finite "
                 f"any more; lower local.optimizer.lr; {newest_in_words(self.checkpoints)}"
             )
@@ -132,7 +132,7 @@ class Report:
     def _check(self, what: str, value: float | None, number: int) -> None:
         if value is None or math.isfinite(value):
             return
-        raise WorkerError(
+        raise NotFinite(
             f"the {what} is {value} at {self._batch(number)}: lower local.optimizer.lr, look at that data, or leave "
             f"such steps out with exec.on_nonfinite=skip; {newest_in_words(self.checkpoints)}"
         )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from manyhands import __version__
-from manyhands.errors import Interrupted, ManyhandsError, PlanError
+from manyhands.errors import Interrupted, ManyhandsError, NotFinite, PlanError
 from manyhands.ui.command_line import Entry, LazyGroup
 
 DEBUG_VARIABLE = "MANYHANDS_DEBUG"
@@ -106,10 +106,12 @@ def run(arguments: list[str]) -> int:
         _quiet_standard_output()
         return 1
     except Interrupted as end:
-        _tell(str(end))
+        if not _is_told_by_another_rank():
+            _tell(str(end))
         return end.exit_code
     except ManyhandsError as error:
-        if not _traceback_if_asked(meta) and isinstance(error, PlanError) and _is_told_by_another_rank():
+        alike = isinstance(error, PlanError | NotFinite) and _is_told_by_another_rank()
+        if not _traceback_if_asked(meta) and alike:
             return error.exit_code
         _tell(f"error: {error}")
         return error.exit_code
@@ -127,7 +129,7 @@ def _tell(text: str) -> None:
 
 
 def _is_told_by_another_rank() -> bool:
-    """Of processes that one command has started here: a plan is wrong for all of them, and said once."""
+    """Of processes that one command has started here: what is the same for all of them is said once."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
