@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from manyhands.ui.host_sweep import SweepScreen
 from manyhands.ui.training_table import TrainingTable, table_of
 
 BEGAN = 1_700_000_000_000
@@ -90,3 +92,16 @@ def test_several_trainings_share_a_table() -> None:
     assert len(lines) == 7
     assert "\x1b[2J" not in capture.get()
     assert lines[-1].split()[3:] == ["1,140", "152", "0", "+0.0000", "1.0000", "0.0003"]
+
+
+def test_of_more_trainings_than_fit_those_that_go_on_come_first() -> None:
+    screen = SweepScreen("none")
+    for number in range(60):
+        one = screen.add(f"run{number}", 8)
+        screen.take(one, step(10, 10, 2.0))
+        if number < 55:
+            screen.take(one, {"kind": "finished", "time_ms": BEGAN, "step": 10})
+    drawn = Console(width=2000, file=io.StringIO())
+    drawn.print(screen._panel())
+    lines = drawn.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[0] for line in lines[2:8]] == ["run55", "run56", "run57", "run58", "run59", "run0"]

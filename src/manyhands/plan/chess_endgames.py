@@ -50,7 +50,7 @@ class ChessEndgamesTask(FineTuned):
 
     name: Literal["chess_endgames"] = "chess_endgames"
     """chess_endgames: positions with few pieces, with exact truth."""
-    pieces: Annotated[str, Field(min_length=3)] = "KPk"
+    pieces: Annotated[str, Field(min_length=1)] = "KPk"
     """White's pieces in capitals, then Black's: KPkp is king and pawn against king and pawn. Several by commas, with
     weights after a colon: KPkp:2,KRkp,krKP."""
     syzygy: LocalPath | None = None

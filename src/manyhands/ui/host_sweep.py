@@ -36,6 +36,9 @@ _OF_THE_HOST: Final = (ServerUnreachable, Refused, StorageError, WorkerError)
 """What `begin` raises because of a host, where another may do; anything else is the training's own fault."""
 
 
+_ENDED: Final = frozenset({"finished", "interrupted"})
+
+
 class SweepScreen(Screen):
     """One table of all trainings; a line for each event elsewhere."""
 
@@ -62,7 +65,12 @@ class SweepScreen(Screen):
 
     def _panel(self) -> RenderableType:
         states = ", ".join(f"{printable(t.name)} {t.state}" for t in self.tables)
-        return Group(Text(states, style="dim"), table_of(self.tables, rows=max(ROWS, len(self.tables))))
+        shown = self.tables
+        if (
+            len(shown) > self.console.height // 2
+        ):  # what does not fit is cut below: let that be what has ended
+            shown = sorted(shown, key=lambda table: table.state in _ENDED)
+        return Group(Text(states, style="dim"), table_of(shown, rows=max(ROWS, len(shown))))
 
 
 class OneOfMany:
