@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from manyhands.config import did_you_mean, shown
+from manyhands.config import did_you_mean, differences, shown
 from manyhands.errors import PlanError
 from manyhands.plan.language_model import LanguageModelTask, TextSource
 from manyhands.plan.schema import LocalWork, Plan
@@ -104,3 +104,10 @@ def test_did_you_mean() -> None:
     assert did_you_mean("stepz", ["steps"], within="local.") == " Did you mean 'local.steps'? Known: steps."
     assert did_you_mean("zzz", ["b", "a"]) == " Known: a, b."
     assert did_you_mean("zzz", []) == ""
+
+
+def test_differences() -> None:
+    assert list(differences({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3})) == [
+        ("a.c", [1], [2]), ("d", 2, None), ("e", None, 3),
+    ]  # fmt: skip
+    assert not list(differences({"a": {}}, {"a": {}}))

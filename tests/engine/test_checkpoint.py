@@ -29,8 +29,9 @@ from manyhands.engine.parallel import Parallelized
 from manyhands.engine.step import Step, training_step
 from manyhands.engine.world import ALONE
 from manyhands.errors import Refused, StorageError
+from manyhands.plan.fine_tuning import Adapter
 from manyhands.plan.resolve import PLAN_FILE, dump_plan, plan_hash
-from manyhands.plan.schema import Plan
+from manyhands.plan.schema import Data, Plan
 
 STATE_FILE = f"{checkpoint.STATE}/state.safetensors"
 
@@ -157,6 +158,17 @@ def test_a_checkpoint_of_another_plan_is_refused_and_what_differs_is_named(
     )
     with pytest.raises(Refused, match=hashes):
         load_checkpoint(path, training_of(world), other)
+    adapted = world.plan.model_copy(
+        update={"task": world.plan.task.model_copy(update={"adapter": Adapter(rank=4)})}
+    )
+    on_shards = world.plan.model_copy(update={"data": Data(shards="/somewhere")})
+    (tmp_path / PLAN_FILE).write_text(dump_plan(world.plan))
+    for now, told in (
+        (adapted, r"another plan \(task\.adapter is None there and \{'name': 'lora', 'rank': 4"),
+        (on_shards, r"another plan \(data\.shards is None there and 'given' here\)"),
+    ):
+        with pytest.raises(Refused, match=told):
+            load_checkpoint(path, training_of(world), now)
     for there, told in (
         (world.plan, rf"another plan \(seed is {world.plan.seed} there and {other.seed} here\): resume with"),
         (other, hashes),  # a plan that it was not made with says nothing of it
@@ -253,7 +265,7 @@ def test_a_broken_checkpoint_says_so(world: Any, tmp_path: Path) -> None:
     (path / STATE_FILE).write_bytes(tensors)
     save(world, tmp_path, 10)
     for text, message in (
-        (record[:40], r"training\.json.*resume from step-00000010"),
+        (record[:40], r"training\.json.*resume from \S+step-00000010"),
         (json.dumps({"version": 2}), "plan_hash|step"),
         (record.replace('"version": 2', '"version": 9'), "format version 9, this program reads 2"),
         (record.replace('"step": 12', '"step": "x"'), "wrong type"),

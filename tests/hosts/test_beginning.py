@@ -219,3 +219,20 @@ def test_what_a_host_has_of_its_own_holds_there(tmp_path: Path) -> None:
     environment = environment_of_job(host, Job(run="r", inputs=inputs, devices=(3, 1)), "/runs/r")
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["NCCL_DEBUG"]) == ("3,1", "INFO")
     assert "PYTHONPATH" not in environment
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "processes", "needed"),
+    [
+        ("auto", None, 4, None),
+        ("cpu", None, 1, None),
+        ("cuda:3", None, 1, (3,)),
+        ("cuda", None, 2, (0, 1)),
+        ("cuda", (5,), 1, (5,)),
+    ],
+)
+def test_the_gpus_that_a_host_must_have(
+    device: str, devices: tuple[int, ...] | None, processes: int, needed: tuple[int, ...] | None
+) -> None:
+    job = Job(run="a", inputs=inputs_of(Plan(), ()), device=device, devices=devices, processes=processes)
+    assert job.gpus() == needed

@@ -181,6 +181,20 @@ def test_sigterm_saves_and_ends_all_ranks(start: Callable[..., Training]) -> Non
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_asked_to_end_saves_the_one_that_runs(
+    start: Callable[..., Training], number: signal.Signals
+) -> None:
+    training = start("-m", "seed=1,2", "rounds.total=1000", run="sweep")
+    training.directory /= "1"
+    training.wait_for("step", step=20)
+    training.process.send_signal(number)
+    text = training.text()
+    assert training.process.returncode == 130, text
+    assert [e["kind"] for e in training.events()][-2:] == ["saved", "interrupted"]
+    assert "[1/2] seed=1 was interrupted; the same command with resume=latest goes on" in text
+
+
 def test_ranks_do_not_outlive_the_command(start: Callable[..., Training]) -> None:
     training = start("--data-parallelism", "2", "rounds.total=1000")
     training.wait_for("step", step=20)

@@ -14,10 +14,20 @@ from typing import Annotated, Any, Final, Self
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyhands.config.faults import did_you_mean, explain, shown
+from manyhands.config.faults import did_you_mean, differences, explain, shown
 from manyhands.errors import PlanError
 
-__all__ = ["HOME_VARIABLE", "PATH", "LocalPath", "Settings", "did_you_mean", "explain", "home", "shown"]
+__all__ = [
+    "HOME_VARIABLE",
+    "PATH",
+    "LocalPath",
+    "Settings",
+    "did_you_mean",
+    "differences",
+    "explain",
+    "home",
+    "shown",
+]
 
 HOME_VARIABLE = "MANYHANDS_HOME"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -65,6 +65,15 @@ def did_you_mean(word: str, known: Iterable[str], *, within: str = "") -> str:
         return said
     more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
     return f"{said} Known: {', '.join(known[:_LISTED])}{more}." if known else ""
+
+
+def differences(now: Any, then: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two pieces of plain data differ: the path, and what stands there in the one and in the other."""
+    if isinstance(now, Mapping) and isinstance(then, Mapping):
+        for key in [*now, *(key for key in then if key not in now)]:
+            yield from differences(now.get(key), then.get(key), f"{path}.{key}".lstrip("."))
+    elif now != then:
+        yield path, now, then
 
 
 def shown(value: Any) -> str:

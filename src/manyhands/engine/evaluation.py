@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from manyhands.engine.kept_checkpoints import newest_in_words
 from manyhands.engine.precision import computing_in
 from manyhands.engine.settings import EngineSettings, Precision
 from manyhands.engine.world import ALONE, World
@@ -150,7 +149,7 @@ class Evaluations:
         if self._settings.exec.on_nonfinite == "stop":
             raise NotFinite(
                 f"{found}: lower local.optimizer.lr, or look at the data; go on all the same with "
-                f"exec.on_nonfinite=skip; {newest_in_words(self._directory / 'checkpoints')}"
+                "exec.on_nonfinite=skip"
             )
         self._emit(
             "warning", text=f"{found}: the training goes on (exec.on_nonfinite=skip); look at the data"

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import torch
 
+from manyhands.config import differences, shown
 from manyhands.engine.kept_checkpoints import checkpoints, find_checkpoint, record_of
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.world import Place, data_size_of, is_lost
 from manyhands.errors import ManyhandsError, PlanError, RankLost, Refused, WorkerError
-from manyhands.plan.explain import differences
-from manyhands.plan.resolve import PLAN_FILE, plan_hash, read_plan_file, resolve
+from manyhands.plan.resolve import PLAN_FILE, agreed, plan_hash, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 from manyhands.tasks.registry import check_task
 
@@ -72,7 +72,8 @@ def check_plan_of(checkpoint: Path, plan: Plan) -> dict[str, Any]:
     if record["plan_hash"] != plan_hash(plan):
         raise Refused(
             f"checkpoint {checkpoint} belongs to another plan{_what_differs(checkpoint, record['plan_hash'], plan)}: "
-            "resume with the plan it was made with, or start afresh in another directory"
+            "resume with the plan it was made with, or begin afresh, in another directory, from its weights "
+            f"(task.weights={checkpoint}) or without"
         )
     return record
 
@@ -86,7 +87,8 @@ def _what_differs(checkpoint: Path, made_with: str, plan: Plan) -> str:
         other = plan
     if plan_hash(other) != made_with:
         return f" ({made_with[:16]}..., this plan is {plan_hash(plan)[:16]}...)"
-    told = differences(other, plan)
+    here, there = (agreed(each).model_dump(mode="json") for each in (plan, other))
+    told = [f"{path} is {shown(b)} there and {shown(a)} here" for path, a, b in differences(here, there)]
     more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
     return f" ({'; '.join(told[:_TOLD])}{more})"
 

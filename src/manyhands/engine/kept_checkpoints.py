@@ -61,7 +61,7 @@ def newest_in_words(directory: Path) -> str:
 
 def others_in_words(broken: Path) -> str:
     """What to go on from where this one cannot be."""
-    others = [path.name for path in checkpoints(broken.parent) if path.name != broken.name]
+    others = [str(path) for path in checkpoints(broken.parent) if path.name != broken.name]
     return (
         f"resume from {' or '.join(reversed(others))}"
         if others

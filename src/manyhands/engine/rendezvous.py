@@ -77,10 +77,10 @@ def _given(rank: int, world_size: int, address: str, port: int, wait_s: float) -
             return _store(address, port, master=True, wait_s=max(_ANSWER_S, wait_s))
         except DistNetworkError as error:
             raise WorkerError(_not_opened(address, port, _first_line(error))) from None
-    who = f"rank {rank} of {world_size}"
+    who, end = f"rank {rank} of {world_size}", time.monotonic() + wait_s
     wait_for_answer(address, port, wait_s, who, "rank 0")
     try:
-        return _joined(address, port, max(_ANSWER_S, wait_s))
+        return _joined(address, port, max(_ANSWER_S, end - time.monotonic()))
     except (OSError, DistError) as error:
         raise WorkerError(
             f"{who}: what answers at {address}:{port} is no rank 0 of a training ({_first_line(error)}): give the "
@@ -215,20 +215,20 @@ def _joined(address: str, port: int, wait_s: float) -> TCPStore:
 
     By a thread: torch waits without end for a program that takes the connection and says nothing.
     """
-    came: queue.Queue[TCPStore | DistError] = queue.Queue()
+    came: queue.Queue[TCPStore | Exception] = queue.Queue()
 
     def join() -> None:
         try:
             came.put(_store(address, port, master=False, wait_s=wait_s))
-        except DistError as error:
+        except Exception as error:  # noqa: BLE001 - the boundary of the thread: raised below
             came.put(error)
 
     threading.Thread(target=join, name="meeting", daemon=True).start()
     try:
         found = came.get(timeout=wait_s + _ANSWER_S)
     except queue.Empty:
-        raise TimeoutError(f"it said nothing for {wait_s:g} s") from None
-    if isinstance(found, DistError):
+        raise TimeoutError(f"it does not answer as one within {wait_s:.0f} s") from None
+    if isinstance(found, Exception):
         raise found
     return found
 

@@ -8,13 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from manyhands.engine.kept_checkpoints import newest_in_words
 from manyhands.engine.step import Step
 from manyhands.engine.world import World
 from manyhands.errors import NotFinite
@@ -50,7 +48,6 @@ class Report:
     tokens_per_step: int
     unit: str  # the task's name of what is counted as tokens
     flops_per_step: int | None  # of the whole training step on all devices; None where it is not counted
-    checkpoints: Path  # where they are, for messages
     tokens: int = 0
     seconds: float = 0.0
     loss: float = math.nan
@@ -97,7 +94,7 @@ class Report:
         if self._in_a_row >= _SKIPPED_AT_MOST:
             raise NotFinite(
                 f"{self._in_a_row} steps in a row were left out, up to step {number}: no loss or gradient is finite "
-                f"any more; lower local.optimizer.lr; {newest_in_words(self.checkpoints)}"
+                f"any more; lower local.optimizer.lr"
             )
         self.emit(
             "step",
@@ -134,7 +131,7 @@ class Report:
             return
         raise NotFinite(
             f"the {what} is {value} at {self._batch(number)}: lower local.optimizer.lr, look at that data, or leave "
-            f"such steps out with exec.on_nonfinite=skip; {newest_in_words(self.checkpoints)}"
+            f"such steps out with exec.on_nonfinite=skip"
         )
 
     def _tell_skipped(self, numbers: list[int]) -> None:

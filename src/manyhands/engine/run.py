@@ -31,7 +31,7 @@ from manyhands.engine.evaluation import Evaluations
 from manyhands.engine.events import Event, Events
 from manyhands.engine.faults import check_trainable, in_words
 from manyhands.engine.flops import training_flops
-from manyhands.engine.kept_checkpoints import find_checkpoint, number_of, set_aside
+from manyhands.engine.kept_checkpoints import find_checkpoint, newest_in_words, number_of, set_aside
 from manyhands.engine.loading import made_ahead, micro_batches, step_indices
 from manyhands.engine.loggers import logging_to
 from manyhands.engine.materials import hash_of, prepare, prepared_mark
@@ -43,8 +43,8 @@ from manyhands.engine.step import Steering, training_step
 from manyhands.engine.stopping import Stop, asked_to_stop
 from manyhands.engine.trainer import load_weights, seed_everything, seed_of
 from manyhands.engine.world import ALONE, Place, World, device_of, enter_world, met
-from manyhands.errors import Interrupted
-from manyhands.plan.resolve import plan_hash
+from manyhands.errors import Interrupted, NotFinite
+from manyhands.plan.resolve import agreed, plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.storage.lock import take_lock
 from manyhands.tasks.protocol import Batch, Task, Warns
@@ -99,7 +99,7 @@ def train(
             world = stack.enter_context(
                 enter_world(place, device, settings.parallel, timeout_s=settings.exec.rank_timeout_s)
             )
-            world.check_alike("plan", plan.model_dump(mode="json", exclude={"data": {"shards"}}))
+            world.check_alike("plan", agreed(plan).model_dump(mode="json"))
             world.check_alike("engine's settings", settings.common())
             sinks = [on_event] if on_event is not None and world.leads else []
             events = stack.enter_context(Events(directory / "events.jsonl" if world.leads else None, sinks))
@@ -109,8 +109,11 @@ def train(
             stack.callback(run.close)
             stop.outlook = run.outlook
             run.open_task(allowed_tasks)
-            run.start()
-            return run.go(stop)
+            try:
+                run.start()
+                return run.go(stop)
+            except NotFinite as error:
+                raise run.ended_by(error) from None
         except RuntimeError as error:
             told = in_words(error, place, world.missing_after(error))
             if told is None:
@@ -153,6 +156,12 @@ class _Run:
     def close(self) -> None:
         if self.saver is not None:
             self.saver.close()
+
+    def ended_by(self, error: NotFinite) -> NotFinite:
+        """With what is kept, once all of it is written; on all ranks, so that none of them ends another over it."""
+        self.close()
+        self.world.barrier()
+        return NotFinite(f"{error}; {newest_in_words(self.directory / 'checkpoints')}")
 
     def open_task(self, allowed: Collection[str]) -> None:
         """Prepare the materials unless an earlier process did; build model and optimizer."""
@@ -227,7 +236,6 @@ class _Run:
             tokens_per_step=self.plan.local.batch_size * self.task.tokens_per_sample(),
             unit=self.task.unit,
             flops_per_step=self.flops,
-            checkpoints=self.directory / "checkpoints",
         )
 
     def _go_on(self) -> None:

@@ -108,7 +108,7 @@ class Start(Settings):
     resume: str | None = None
     """A checkpoint or a directory to go on from; latest: this training's newest, if it has one."""
     processes: Count | None = None
-    """Start so many processes on this machine."""
+    """Start so many processes on this machine; null: as many as data_parallelism and tensor_parallelism need."""
     nodes: Count | None = None
     """So many machines start their processes for this training, each with its own node_rank."""
     node_rank: Annotated[int, Field(ge=0)] | None = None

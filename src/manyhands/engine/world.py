@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from manyhands.config import differences, shown
 from manyhands.engine import exchange
 from manyhands.engine.device import CPU, choose_device
 from manyhands.engine.settings import Parallel
@@ -211,8 +212,13 @@ class World:
             return
         theirs, own = self.told(value), json.loads(exchange.as_json(value))
         if self.any(theirs != own):
-            odd = "; ".join(list(_differences(theirs, own))[:_TOLD])
-            what += odd and f" ({odd})"
+            odd = [
+                f"{path} is {shown(first)} with rank 0 and {shown(second)} here"
+                for path, first, second in differences(theirs, own)
+                if path
+            ]
+            if odd:
+                what += f" ({'; '.join(odd[:_TOLD])})"
             raise PlanError(
                 f"the processes of this training differ in their {what}: start all with the same command line, the "
                 "same manyhands and the same data"
@@ -251,15 +257,6 @@ _DTYPES = {
 
 _TOLD = 4
 """So many differences are named."""
-
-
-def _differences(theirs: Any, own: Any, path: str = "") -> Iterator[str]:
-    """Each value in plain data that rank 0 has otherwise; of lists only that they differ."""
-    if isinstance(theirs, dict) and isinstance(own, dict):
-        for name in {**theirs, **own}:
-            yield from _differences(theirs.get(name), own.get(name), f"{path}.{name}" if path else str(name))
-    elif theirs != own and path:
-        yield f"{path} is {theirs!r} with rank 0 and {own!r} here"
 
 
 def _described(tensor: torch.Tensor) -> tuple[list[int], str]:

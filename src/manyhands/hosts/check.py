@@ -116,8 +116,10 @@ def _facts(say: _Say, facts: Facts, skew_s: float, contained: bool) -> None:
         _unless(contained, say, "manyhands", "not installed", setup)
     elif facts.manyhands != __version__:
         _unless(contained, say, "manyhands", f"{facts.manyhands}, here it is {__version__}", setup)
+    elif raw["torch"] is None:
+        _unless(contained, say, "manyhands", f"{facts.manyhands}, and torch is missing", setup)
     else:
-        say.ok("manyhands", f"{facts.manyhands}, torch {raw['torch'] or 'is missing'}")
+        say.ok("manyhands", f"{facts.manyhands}, torch {raw['torch']}")
         _extras(say, facts, setup_with(name, ["onnx"]).strip("`"))
     _gpus(say, facts)
     free = f"{facts.free_bytes / 2**30:,.1f} GiB free at {raw['work']}"
@@ -190,6 +192,9 @@ def _docker(say: _Say, host: Host, inside: Facts | ManyhandsError) -> None:
         found = "no manyhands" if inside.manyhands is None else f"manyhands {inside.manyhands}"
         say.fault("docker", f"{command}: {found}", f"install {__version__} in the container")
         return
-    say.ok("docker", f"{command}: manyhands {inside.manyhands}, torch {inside.raw['torch'] or 'is missing'}")
+    if inside.raw["torch"] is None:
+        say.fault("docker", f"{command}: torch is missing", "install torch in the container")
+        return
+    say.ok("docker", f"{command}: manyhands {inside.manyhands}, torch {inside.raw['torch']}")
     _extras(say, inside, "install the packages of manyhands[onnx] in the container", "docker ")
     _gpus(say, inside, "docker ")

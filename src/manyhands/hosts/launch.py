@@ -74,7 +74,7 @@ class Job:
         kind, _, index = self.device.partition(":")
         if self.devices is not None or kind != "cuda":
             return self.devices
-        return (int(index or 0),)
+        return (int(index),) if index.isdecimal() else tuple(range(self.processes))
 
 
 async def look(
@@ -139,7 +139,11 @@ def check_ready(facts: Facts, job: Job) -> None:
             f"{name} has manyhands {facts.manyhands}, and here it is {__version__}: make them the same with "
             f"`manyhands hosts setup {name}`{container}"
         )
-    check_devices(facts, job.gpus())
+    if raw["torch"] is None:
+        raise WorkerError(
+            f"{name} has no torch for {facts.python}: install what is missing with `manyhands hosts setup {name}`"
+        )
+    check_devices(facts, job.devices if facts.gpus is None else job.gpus())
     if not raw["writable"]:
         raise StorageError(
             f"{name}: {raw['work']} cannot be written: choose another WorkDir in the hosts' file, or let "

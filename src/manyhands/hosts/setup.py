@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ async def setup(
             await _run(there, host, [*pip, "--upgrade", wanted], "pip")
         # the same version may have other contents: the wheel itself is always installed anew
         await _run(there, host, [*pip, "--no-deps", "--force-reinstall", wanted], "pip")
+        if not dependencies and (lacking := await _lacking(there, python)):
+            tell(f"nothing trains there before these are installed too: {', '.join(lacking)}")
         said = await _run(
             there, host, [python, "-c", "import manyhands; print(manyhands.__version__)"], "python"
         )
@@ -103,6 +106,14 @@ def _check(host: Host, facts: dict[str, Any], needed: int) -> None:
             f"{name}: {facts['free'] / 2**30:.1f} GiB are free at {facts['work']}, and torch needs about "
             f"{needed >> 30}: free space there, choose another WorkDir, or use what is installed (--system-packages)"
         )
+
+
+async def _lacking(there: Agent, python: str) -> list[str]:
+    """What manyhands requires and the Python there has not."""
+    answer = await there.ask("run", command=[python, "-m", "pip", "check", "--disable-pip-version-check"])
+    return re.findall(
+        r"^manyhands \S+ requires (\S+), which is not installed", answer["output"], re.MULTILINE
+    )
 
 
 async def _run(there: Agent, host: Host, command: Sequence[str], what: str) -> str:

@@ -259,7 +259,7 @@ async def state_of(part: Part, *, docker: bool, within_s: float) -> dict[str, An
 
 
 def as_asked(ending: dict[str, Any]) -> bool:
-    """Whether a person had it end."""
+    """Whether it was asked to end, by a person or because another host of it had failed."""
     if ending["state"] != "ended":
         return False
     return bool(ending.get("at_once")) or ending["exit_code"] == Interrupted.exit_code

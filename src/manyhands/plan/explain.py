@@ -50,15 +50,6 @@ def settings_of(section: BaseModel, default: BaseModel) -> list[Setting]:
     return list(_settings(section, default, ""))
 
 
-def differences(there: Plan, here: Plan) -> list[str]:
-    """In words, each setting that two plans do not have in common; where shards lie is none (see `plan_hash`)."""
-    return [
-        f"{setting.path} is {_as_written(setting.default)} there and {_as_written(setting.value)} here"
-        for setting in settings_of(here, there)
-        if setting.changed and setting.path != "data.shards"
-    ]
-
-
 def render(plan: Plan, *, width: int = 110) -> str:
     """The plan as aligned text of at most `width` columns, `*` before what differs from the default; its hash
     last."""

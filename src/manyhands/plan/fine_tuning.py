@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,11 +48,12 @@ def weights_here(weights: str) -> Path | None:
     found = next((place.resolve() for place in places if place.is_dir()), None)
     if found is None:
         return None
+    if any(found.glob("*.safetensors")):  # a model by itself, whatever lies beside it
+        return found
     kept = [
         path
         for below in (found, found / "checkpoints")
-        for kind in ("step", "round")
-        for path in below.glob(f"{kind}-*")
-        if path.name.rpartition("-")[2].isdecimal()
+        for path in (below.iterdir() if below.is_dir() else ())
+        if path.is_dir() and re.fullmatch(r"(step|round)-\d{8,}", path.name)
     ]
     return max(kept, key=lambda path: int(path.name.rpartition("-")[2])) if kept else found

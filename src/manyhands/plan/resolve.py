@@ -26,6 +26,7 @@ from manyhands.plan.schema import Plan
 
 __all__ = [
     "PLAN_FILE",
+    "agreed",
     "check_runnable",
     "dump_plan",
     "new_run_id",
@@ -107,9 +108,14 @@ def plan_hash(plan: Plan) -> str:
 
     They may be moved, and lie elsewhere on each machine; that they are the same is known by their manifest.
     """
-    if plan.data.shards is not None:
-        plan = plan.model_copy(update={"data": plan.data.model_copy(update={"shards": "given"})})
-    return digest(plan, _HASH_DOMAIN)
+    return digest(agreed(plan), _HASH_DOMAIN)
+
+
+def agreed(plan: Plan) -> Plan:
+    """What is the same on every machine: the plan, but for where shards lie."""
+    if plan.data.shards is None:
+        return plan
+    return plan.model_copy(update={"data": plan.data.model_copy(update={"shards": "given"})})
 
 
 def new_run_id(plan: Plan) -> str:

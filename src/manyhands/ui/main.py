@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -19,6 +21,8 @@ from manyhands.ui.command_line import Entry, LazyGroup
 
 DEBUG_VARIABLE = "MANYHANDS_DEBUG"
 
+_TELLING_S = 1.0
+"""So long before a process ends that says nothing: the others are ended with it, also the one that tells why."""
 _HERE = "manyhands.ui.commands"
 _COMMANDS = {
     "demo": Entry(
@@ -112,6 +116,8 @@ def run(arguments: list[str]) -> int:
     except ManyhandsError as error:
         alike = isinstance(error, PlanError | NotFinite) and _is_told_by_another_rank()
         if not _traceback_if_asked(meta) and alike:
+            with suppress(KeyboardInterrupt):
+                time.sleep(_TELLING_S)
             return error.exit_code
         _tell(f"error: {error}")
         return error.exit_code

@@ -186,20 +186,20 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
 
 
 def _latest_of(configuration: Configuration) -> Path | None:
-    """The directory in runs/ that has the newest checkpoint of this plan."""
+    """The directory in runs/, under any name, with the newest checkpoint of this plan in this precision."""
     from manyhands.config import home
     from manyhands.engine.configuration import kept_configuration
     from manyhands.engine.kept_checkpoints import TRAINING, numbered
     from manyhands.errors import PlanError
-    from manyhands.plan.resolve import PLAN_FILE, plan_hash
+    from manyhands.plan.resolve import PLAN_FILE
 
-    wanted, found = plan_hash(configuration.plan), list[tuple[float, Path]]()
-    for run in (home() / "runs").glob(f"{configuration.plan.name}*"):
+    wanted, found = configuration.name(), list[tuple[float, Path]]()
+    for run in (home() / "runs").glob("*"):
         saved = numbered(run / "checkpoints", TRAINING)
         if not saved or not (run / PLAN_FILE).is_file():
             continue
         try:
-            same = plan_hash(kept_configuration(run).plan) == wanted
+            same = kept_configuration(run).name() == wanted
         except PlanError:  # of an older version, or broken: not this one
             continue
         if same:

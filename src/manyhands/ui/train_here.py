@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -212,7 +214,9 @@ def sweep_here(
     from manyhands.plan.compose import sweep
 
     combinations = sweep(overrides)
-    _check_apart([compose(combination) for combination in combinations], directory)
+    configurations = [compose(combination) for combination in combinations]
+    _check_apart(configurations, directory)
+    told_apart = directory is not None or len({one.name() for one in configurations}) == len(configurations)
     given = {*overrides, "--multirun", "-m", f"--directory={directory}"}
     others = [word for word in sys.argv[1:] if word not in given]
     if "--directory" in others:
@@ -223,34 +227,52 @@ def sweep_here(
         which = f"[{number}/{len(combinations)}] {swept}"
         click.echo(which, err=True)
         place = [] if directory is None else ["--directory", str(directory / str(number))]
-        code = subprocess.run(
-            [sys.executable, "-m", "manyhands", *others, *place, *combination], check=False
-        ).returncode
+        code = _carried_out([sys.executable, "-m", "manyhands", *others, *place, *combination])
         if code:
-            what = (
-                "was interrupted:"
-                if code == Interrupted.exit_code
-                else f"ended with exit code {code}: mend that, and"
-            )
-            click.echo(f"{which} {what} go on with the same command and resume=latest", err=True)
+            how = {Interrupted.exit_code: "was interrupted", 128 + signal.SIGKILL: "was killed by SIGKILL"}
+            text = f"{which} {how.get(code, f'ended with exit code {code}')}"
+            if told_apart:
+                text += "; the same command with resume=latest goes on"
+            click.echo(text, err=True)
             raise click.exceptions.Exit(code)
+
+
+def _carried_out(command: Sequence[str]) -> int:
+    """Run a training; it saves and ends where this process is asked to. Its exit code, 128 + n for signal n."""
+    process = subprocess.Popen(command)
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGTERM or not sys.stdin.isatty():  # a terminal sends SIGINT to both
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def _check_apart(configurations: Sequence[Configuration], directory: Path | None) -> None:
     """Raises a usage error where the trainings of a sweep would share a directory."""
+    from manyhands.ui.plans import training_directory
+
     resume = next((one.start.resume for one in configurations), None)
     if resume not in (None, "latest"):
         raise click.UsageError(f"--resume {resume} is for one training: give resume=latest with --multirun")
-    if directory is None:
-        names = [
-            one.name() if resume else one.start.run or one.plan.run_id or str(number)
-            for number, one in enumerate(configurations)
-        ]
-        if len(set(names)) < len(names):
-            raise click.UsageError(
-                f"the trainings would share the directory {max(names, key=names.count)}: give --directory, below "
-                "which each has one of its own, or leave run, run_id and resume out with --multirun"
-            )
+    if directory is not None:
+        return
+    places = [
+        training_directory(one, None)
+        for one in configurations
+        if resume or one.start.run or one.plan.run_id  # else each has a new name
+    ]
+    if len(set(places)) < len(places):
+        raise click.UsageError(
+            f"the trainings would share the directory {max(places, key=places.count)}: give --directory, below which "
+            "each has one of its own, or leave run, run_id and resume out with --multirun"
+        )
 
 
 def devices_of(devices: str | None) -> list[int] | None:

@@ -47,6 +47,7 @@ class TrainingTable:
     state: str = "starting"
     _began_ms: int | None = None
     _last: tuple[int, int] | None = None  # time and step of the report before
+    _since: tuple[int, int] = (0, 0)  # from which the last row's samples per second are
     _metrics: dict[str, float] = field(default_factory=dict)
     _set: str | None = None
 
@@ -69,12 +70,12 @@ class TrainingTable:
     def _step(self, event: Mapping[str, Any]) -> None:
         now, step = event["time_ms"], event["step"]
         began = self._began_ms = self._began_ms if self._began_ms is not None else now
-        before_ms, before = self._last or (now, step)
-        rate = (
-            (step - before) * self.samples_per_step / ((now - before_ms) / 1000) if now > before_ms else None
-        )
-        self._last = (now, step)
         in_place = bool(self.rows) and _period(self.rows[-1].elapsed_ms) == _period(now - began)
+        if not in_place:
+            self._since = self._last or (now, step)
+        self._last = (now, step)
+        since_ms, since = self._since
+        rate = (step - since) * self.samples_per_step / ((now - since_ms) / 1000) if now > since_ms else None
         rows = self.rows[:-1] if in_place else self.rows
         change = (
             event["loss"] - rows[-1].loss

@@ -61,6 +61,15 @@ def test_another_wish_is_refused_once_something_is_made(tmp_path: Path) -> None:
         pass
 
 
+def test_a_shard_without_its_line_is_made_too(tmp_path: Path) -> None:
+    directory = tmp_path / "a"
+    begin(directory, {"rows": 2}, RECORD)
+    (directory / MAKING / RECORD).write_text("")
+    (directory / "training-00003.parquet").touch()  # cut off between the two
+    with pytest.raises(DataError, match="holds shards that are half made"), claimed(directory, {"rows": 1}):
+        pass
+
+
 def test_one_at_a_time(tmp_path: Path) -> None:
     with claimed(tmp_path / "a", {"seed": 1}):
         for wanted in ({"seed": 1}, {"seed": 2}):

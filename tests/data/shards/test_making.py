@@ -103,7 +103,7 @@ def test_the_same_bytes_with_any_number_of_processes(
 def test_more_than_the_disk_will_hold_is_told_after_the_first_shard(
     tmp_path: Path, opens: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = [10**9, 10_000]
+    free = [10**9, 2_000, 2_000, 2_000, 2_000]
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(
         "manyhands.data.shards.making.shutil.disk_usage", lambda _: usage._replace(free=free.pop(0))
@@ -114,6 +114,21 @@ def test_more_than_the_disk_will_hold_is_told_after_the_first_shard(
         begun(tmp_path / "full").make(opens(), processes=1)
     monkeypatch.undo()
     assert len(begun(tmp_path / "full").done) == 2
+
+
+def test_what_other_processes_have_written_takes_no_room_any_more(
+    tmp_path: Path, opens: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full, of shards that no record has yet: the rest is there."""
+    whole = tmp_path / "whole"
+    begun(whole).make(opens(), processes=1)
+    place = tmp_path / "disk"
+    making = begun(place)
+    for file in whole.glob("*.parquet"):
+        shutil.copy(file, place / file.name)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("manyhands.data.shards.making.shutil.disk_usage", lambda _: usage._replace(free=0))
+    assert len(making.make(opens(), processes=1)["training"]) == 8
 
 
 def test_more_shards_than_a_directory_should_hold() -> None:

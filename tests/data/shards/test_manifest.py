@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from manyhands.data.shards.manifest import Manifest, check_task, differences, read_manifest
+from manyhands.data.shards.manifest import Manifest, check_task, read_manifest
 from manyhands.errors import PlanError
 from manyhands.plan.schema import Plan
 
@@ -42,10 +42,3 @@ def test_the_same_data(manifest: Manifest, more: dict[str, Any]) -> None:
 def test_other_data(manifest: Manifest, task: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         check_task(manifest, Plan.parse({"task": task}), Path("dir"))
-
-
-def test_differences() -> None:
-    assert list(differences({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3})) == [
-        ("a.c", [1], [2]), ("d", 2, None), ("e", None, 3),
-    ]  # fmt: skip
-    assert not list(differences({"a": {}}, {"a": {}}))

@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from manyhands.config import shown
-from manyhands.data.shards.manifest import MAKING, MANIFEST, differences, write_json
+from manyhands.config import differences, shown
+from manyhands.data.shards.manifest import MAKING, MANIFEST, SUFFIX, write_json
 from manyhands.errors import DataError, StorageError
 from manyhands.storage.lock import take_lock
 
@@ -79,9 +79,10 @@ def _same_wish(values: Mapping[str, Any], file: Path, directory: Path) -> bool:
 
 
 def _has_made(place: Path) -> bool:
-    """Whether a job is done: the record is there, empty, from the first one's beginning."""
+    """Whether there is a shard: of a job in the record, or of one that was cut off just before its line."""
     record = place / RECORD
-    return record.is_file() and record.stat().st_size > 0
+    recorded = record.is_file() and record.stat().st_size > 0
+    return recorded or next(place.parent.glob(f"*{SUFFIX}"), None) is not None
 
 
 def _check_place(directory: Path) -> None:

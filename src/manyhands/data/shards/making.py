@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -176,7 +177,12 @@ class Making:
         """
         todo = [job for job in self.jobs if job.name not in self.done]
         rows = {job.name: job.rows for job in todo}
-        clock, room = _Clock(self, on_progress), _Room(self.directory, sum(rows.values()))
+        clock, room = (
+            _Clock(self, on_progress),
+            _Room(
+                self.directory, sum(rows.values()), recorded=sum(size_of(made) for made in self.done.values())
+            ),
+        )
         with (self.directory / MAKING / RECORD).open("a", encoding="utf-8") as record:
 
             def keep(name: str, made: Made) -> None:
@@ -225,26 +231,43 @@ def _line(name: str, made: Made) -> str:
     return _Done(job=name, made=made).model_dump_json() + "\n"
 
 
+def size_of(made: Made) -> int:
+    """Bytes of the shards that a job gave."""
+    return sum(file.size_bytes for files in made.values() for file in files)
+
+
 class _Room:
     """Whether the disk has place for the rest, judged by what was made since this start."""
 
-    def __init__(self, directory: Path, rows: int) -> None:
-        self._directory, self._left = directory, rows
+    def __init__(self, directory: Path, rows: int, recorded: int) -> None:
+        self._directory, self._left, self._recorded = directory, rows, recorded
         self._rows = self._bytes = 0
 
     def taken(self, rows: int, made: Made) -> None:
         """By a job. Raises StorageError where the rest will not go in: what is made is kept."""
         self._left -= rows
         self._rows += rows
-        self._bytes += sum(file.size_bytes for files in made.values() for file in files)
+        size = size_of(made)
+        self._bytes += size
+        self._recorded += size
         needed = self._left * self._bytes / self._rows if self._rows else 0.0
         free = shutil.disk_usage(self._directory).free
+        if needed * _ROOM > free:  # of what is left some is written already, by jobs that have not ended
+            free += self._unrecorded()
         if needed * _ROOM > free:
             raise StorageError(
                 f"{self._directory}: about {needed / 2**30:,.1f} GiB more are needed for {self._left:,} rows, and "
                 f"{free / 2**30:,.1f} GiB are free there: make room and go on with the same command, or ask for "
                 "fewer in another directory"
             )
+
+    def _unrecorded(self) -> int:
+        """Bytes of shards that no record has yet, whole or not."""
+        found = 0
+        for file in (*self._directory.glob(f"*{SUFFIX}"), *(self._directory / MAKING).glob("*.partial")):
+            with suppress(FileNotFoundError):  # it has got its name meanwhile
+                found += file.stat().st_size
+        return max(0, found - self._recorded)
 
 
 class _Clock:

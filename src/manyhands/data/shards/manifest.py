@@ -9,7 +9,7 @@ Everything in it is checked when it is read: a manifest may have come from elsew
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError, model_validator
 
-from manyhands.config import Settings, shown
+from manyhands.config import Settings, differences, shown
 from manyhands.config.faults import explain
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.schema import Plan
@@ -194,15 +194,6 @@ def check_task(manifest: Manifest, plan: Plan, directory: Path) -> None:
             f"'{path}' is {shown(value)}, and the shards in {directory} were made with {shown(before)}: leave it "
             "out, or make other shards"
         )
-
-
-def differences(now: Any, then: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two pieces of plain data differ: the path, and what stands there in the one and in the other."""
-    if isinstance(now, Mapping) and isinstance(then, Mapping):
-        for key in [*now, *(key for key in then if key not in now)]:
-            yield from differences(now.get(key), then.get(key), f"{path}.{key}".lstrip("."))
-    elif now != then:
-        yield path, now, then
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

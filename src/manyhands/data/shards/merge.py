@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from manyhands.config import shown
+from manyhands.config import differences, shown
 from manyhands.data.shards.claim import claimed
 from manyhands.data.shards.manifest import (
     MANIFEST,
@@ -24,7 +24,6 @@ from manyhands.data.shards.manifest import (
     Manifest,
     ShardFile,
     ShardSet,
-    differences,
     read_manifest,
     write_json,
 )

@@ -5,6 +5,7 @@ nothing but the standard library of Python 3.8 or later. What is in the run's di
 
     job.json       what to run, in which directory and environment; and what exports its checkpoints
     host.log       everything that they printed
+    ended-at-once  empty, where somebody has had it killed
     status.json    the processes, when they began, and at the end the exit code or the signal and the last lines
 
 The export runs beside the training, one at a time, whenever a checkpoint has come, and once more after a training
@@ -75,7 +76,7 @@ class Supervisor:
         killed = killed_by_kernel()
         if code == -signal.SIGKILL and killed is not None and killed != self.killed:
             ending["out_of_memory"] = True
-        if os.path.exists(self._path(AT_ONCE)):
+        if code == -signal.SIGKILL and os.path.exists(self._path(AT_ONCE)):
             ending["at_once"] = True
         ending["tail"] = self._last_lines()
         if self.exporter is not None:  # what it has not made is made now, where it can be asked to end

@@ -56,8 +56,11 @@ class LanguageModelFamily:
         weights, PlanError for the model, MissingExtra.
         """
         self.check(plan)
+        task = _settings(plan)
+        if task.weights is not None:  # whose tokenizer it may be
+            weights_directory(task.weights)
         directory.mkdir(parents=True, exist_ok=True)
-        text = write_text_materials(_settings(plan), directory)
+        text = write_text_materials(task, directory)
         return self._with_model(
             plan, directory, text.samples, vocabulary_size=text.tokenizer.size, end_id=text.tokenizer.end_id
         )
