@@ -236,21 +236,18 @@ def test_a_sweep_trains_each_combination(manyhands: Run) -> None:
     assert "[4/4] seed=2 optimizer.lr=0.002" in done.stderr
 
 
+TABLE = ("task=tabular", "task.table.generated_rows=60", "rounds.total=1", "local.steps=2")
+
+
 @pytest.mark.slow
 def test_each_of_a_sweep_has_a_directory_of_its_own(manyhands: Run, tmp_path: Path) -> None:
-    small = [
-        "task=tabular",
-        "task.table.generated_rows=60",
-        "rounds.total=1",
-        "local.steps=2",
-        "--logs",
-        "none",
-    ]
-    done = manyhands("train", "-m", *small, "seed=1,2", "--directory", str(tmp_path / "sweep"))
+    done = manyhands(
+        "train", "-m", *TABLE, "--logs", "none", "seed=1,2", "--directory", str(tmp_path / "sweep")
+    )
     assert done.returncode == 0, done.stderr
     seeds = [yaml.safe_load((tmp_path / "sweep" / n / "plan.yaml").read_text())["seed"] for n in ("1", "2")]
     assert seeds == [1, 2]
-    done = manyhands("train", "-m", *small, "seed=1,2", "run=one")
+    done = manyhands("train", "-m", *TABLE, "--logs", "none", "seed=1,2", "run=one")
     assert done.returncode == 2
     assert re.search(
         r"the trainings would share the directory \S+/runs/one: give --directory", done.stderr
@@ -259,28 +256,22 @@ def test_each_of_a_sweep_has_a_directory_of_its_own(manyhands: Run, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_sweep_that_ended_early_goes_on(manyhands: Run, tmp_path: Path) -> None:
-    small = [
-        "task=tabular",
-        "task.table.generated_rows=60",
-        "rounds.total=1",
-        "local.steps=2",
-        "--logs",
-        "none",
-    ]
     runs = tmp_path / "home" / "runs"
-    done = manyhands("train", "-m", *small, "local.optimizer.lr=0.1,bad")
+    done = manyhands("train", "-m", *TABLE, "--logs", "none", "local.optimizer.lr=0.1,bad")
     assert done.returncode == 3
     assert "'local.optimizer.lr' is 'bad': expected a number" in done.stderr
     assert not runs.exists(), "all are looked at before the first begins"
 
-    done = manyhands("train", "-m", *small, "seed=3", "task.target=target,nowhere")
+    done = manyhands("train", "-m", *TABLE, "--logs", "none", "seed=3", "task.target=target,nowhere")
     assert done.returncode == 4
     assert (
         "[2/2] task.target=nowhere ended with exit code 4; the same command with resume=latest goes on"
         in done.stderr
     )
     (first,) = [run.name for run in runs.iterdir() if (run / "checkpoints").is_dir()]
-    done = manyhands("train", "-m", *small, "task.target=target", "seed=3,4", "resume=latest")
+    done = manyhands(
+        "train", "-m", *TABLE, "--logs", "none", "task.target=target", "seed=3,4", "resume=latest"
+    )
     assert done.returncode == 0, done.stderr
     trained = {run.name for run in runs.iterdir() if (run / "checkpoints").is_dir()}
     assert len(trained) == 2, "the one that was there goes on"
@@ -289,13 +280,7 @@ def test_a_sweep_that_ended_early_goes_on(manyhands: Run, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_latest_finds_the_training_with_other_settings_too(manyhands: Run) -> None:
-    small = [
-        "task=tabular",
-        "task.table.generated_rows=60",
-        "rounds.total=1",
-        "local.steps=2",
-        "resume=latest",
-    ]
+    small = [*TABLE, "resume=latest"]
     first = manyhands("train", *small, "seed=2", "exec.threads=1")
     assert first.returncode == 0, first.stderr
     assert "it begins at step 0" in first.stdout
