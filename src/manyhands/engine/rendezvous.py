@@ -220,7 +220,7 @@ def _joined(address: str, port: int, wait_s: float) -> TCPStore:
     def join() -> None:
         try:
             came.put(_store(address, port, master=False, wait_s=wait_s))
-        except Exception as error:  # noqa: BLE001 - the boundary of the thread: raised below
+        except (RuntimeError, ValueError, OSError) as error:  # of which torch's DistError is one
             came.put(error)
 
     threading.Thread(target=join, name="meeting", daemon=True).start()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -160,7 +160,8 @@ class _Run:
     def ended_by(self, error: NotFinite) -> NotFinite:
         """With what is kept, once all of it is written; on all ranks, so that none of them ends another over it."""
         self.close()
-        self.world.barrier()
+        with suppress(RuntimeError):  # a rank that has gone is not the reason
+            self.world.barrier()
         return NotFinite(f"{error}; {newest_in_words(self.directory / 'checkpoints')}")
 
     def open_task(self, allowed: Collection[str]) -> None:

@@ -66,9 +66,8 @@ class SweepScreen(Screen):
     def _panel(self) -> RenderableType:
         states = ", ".join(f"{printable(t.name)} {t.state}" for t in self.tables)
         shown = self.tables
-        if (
-            len(shown) > self.console.height // 2
-        ):  # what does not fit is cut below: let that be what has ended
+        # what does not fit is cut below: let that be what has ended
+        if len(shown) > self.console.height // 2:
             shown = sorted(shown, key=lambda table: table.state in _ENDED)
         return Group(Text(states, style="dim"), table_of(shown, rows=max(ROWS, len(shown))))
 

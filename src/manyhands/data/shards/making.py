@@ -177,12 +177,8 @@ class Making:
         """
         todo = [job for job in self.jobs if job.name not in self.done]
         rows = {job.name: job.rows for job in todo}
-        clock, room = (
-            _Clock(self, on_progress),
-            _Room(
-                self.directory, sum(rows.values()), recorded=sum(size_of(made) for made in self.done.values())
-            ),
-        )
+        recorded = sum(_bytes_of(made) for made in self.done.values())
+        clock, room = _Clock(self, on_progress), _Room(self.directory, sum(rows.values()), recorded)
         with (self.directory / MAKING / RECORD).open("a", encoding="utf-8") as record:
 
             def keep(name: str, made: Made) -> None:
@@ -231,7 +227,7 @@ def _line(name: str, made: Made) -> str:
     return _Done(job=name, made=made).model_dump_json() + "\n"
 
 
-def size_of(made: Made) -> int:
+def _bytes_of(made: Made) -> int:
     """Bytes of the shards that a job gave."""
     return sum(file.size_bytes for files in made.values() for file in files)
 
@@ -247,7 +243,7 @@ class _Room:
         """By a job. Raises StorageError where the rest will not go in: what is made is kept."""
         self._left -= rows
         self._rows += rows
-        size = size_of(made)
+        size = _bytes_of(made)
         self._bytes += size
         self._recorded += size
         needed = self._left * self._bytes / self._rows if self._rows else 0.0
