@@ -39,15 +39,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
+from manyhands.config.checkpoint_names import RUN, TRAINING, name_of
 from manyhands.engine.faults import check_plan_of
 from manyhands.engine.kept_checkpoints import (
     RECORD,
-    RUN,
-    TRAINING,
     VERSION,
     checkpoints,
     find_checkpoint,
-    name_of,
     others_in_words,
     point_to,
     remove,

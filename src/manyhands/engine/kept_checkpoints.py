@@ -1,18 +1,17 @@
-"""The checkpoints that are kept in a directory: their names, their records, and which is the newest.
+"""The checkpoints of a training that are kept in a directory, and their records.
 
-That is the one with the highest number, not by name or date. No torch here: commands look for checkpoints before they
-load it.
+No torch here: commands look for checkpoints before they load it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from manyhands.config.checkpoint_names import TRAINING, number_of, numbered
 from manyhands.errors import StorageError
 from manyhands.storage.durable import write_whole
 
@@ -20,32 +19,6 @@ VERSION: Final = 2
 RECORD: Final = "training.json"
 LATEST: Final = "latest"
 ASIDE: Final = "aside"
-
-TRAINING, RUN = "step", "round"
-"""The kinds: of a training, by steps; of a networked run, by closings."""
-_NAME: Final = re.compile(rf"^({TRAINING}|{RUN})-(\d{{8,}})$")
-
-
-def name_of(kind: str, number: int) -> str:
-    return f"{kind}-{number:08}"
-
-
-def number_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def is_name(text: str, *kinds: str) -> bool:
-    """Whether a checkpoint of one of these kinds can be called so."""
-    match = _NAME.match(text)
-    return match is not None and match[1] in kinds
-
-
-def numbered(directory: Path, *kinds: str) -> list[Path]:
-    """The complete checkpoints of these kinds in a directory, the newest last; none where there is no directory."""
-    if not directory.is_dir():
-        return []
-    found = (p for p in directory.iterdir() if is_name(p.name, *kinds) and p.is_dir())
-    return sorted(found, key=number_of)
 
 
 def checkpoints(directory: Path) -> list[Path]:

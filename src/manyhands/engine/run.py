@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 
+from manyhands.config.checkpoint_names import number_of
 from manyhands.coordination.schedule import learning_rates
 from manyhands.engine.checkpoint import Cursor, Saver, Training, load_checkpoint
 from manyhands.engine.device import share_threads
@@ -31,7 +32,7 @@ from manyhands.engine.evaluation import Evaluations
 from manyhands.engine.events import Event, Events
 from manyhands.engine.faults import check_trainable, in_words
 from manyhands.engine.flops import training_flops
-from manyhands.engine.kept_checkpoints import find_checkpoint, newest_in_words, number_of, set_aside
+from manyhands.engine.kept_checkpoints import find_checkpoint, newest_in_words, set_aside
 from manyhands.engine.loading import made_ahead, micro_batches, step_indices
 from manyhands.engine.loggers import logging_to
 from manyhands.engine.materials import hash_of, prepare, prepared_mark

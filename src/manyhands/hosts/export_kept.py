@@ -14,9 +14,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from manyhands.config.checkpoint_names import TRAINING, name_of, numbered
 from manyhands.engine.configuration import kept_configuration
 from manyhands.engine.events import read_events
-from manyhands.engine.kept_checkpoints import TRAINING, name_of, numbered
 from manyhands.engine.results import ENDINGS, SUFFIX, write_results
 from manyhands.errors import ManyhandsError, MissingExtra
 from manyhands.hosts.exports import DIRECTORY, forget_exports

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from manyhands.engine.kept_checkpoints import TRAINING, numbered
+from manyhands.config.checkpoint_names import TRAINING, numbered
 
 DIRECTORY: Final = "exports"
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from manyhands.engine.kept_checkpoints import RUN, TRAINING, numbered
+from manyhands.config.checkpoint_names import RUN, TRAINING, numbered
 from manyhands.errors import BlobError, ProtocolError, Refused, ServerUnreachable, StorageError
 from manyhands.hosts.agent import Agent, agent
 from manyhands.hosts.connection import connected

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from manyhands.engine.kept_checkpoints import TRAINING, is_name, number_of, numbered
+from manyhands.config.checkpoint_names import TRAINING, is_name, number_of, numbered
 from manyhands.errors import DataError, PlanError, StorageError
 from manyhands.hosts.agent import Agent
 from manyhands.hosts.follow import EVENTS

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from manyhands.config import LocalPath, Settings, home
+from manyhands.config.checkpoint_names import RUN, TRAINING, numbered
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -50,10 +50,5 @@ def weights_here(weights: str) -> Path | None:
         return None
     if any(found.glob("*.safetensors")):  # a model by itself, whatever lies beside it
         return found
-    kept = [
-        path
-        for below in (found, found / "checkpoints")
-        for path in (below.iterdir() if below.is_dir() else ())
-        if path.is_dir() and re.fullmatch(r"(step|round)-\d{8,}", path.name)
-    ]
-    return max(kept, key=lambda path: int(path.name.rpartition("-")[2])) if kept else found
+    kept = numbered(found, TRAINING, RUN) or numbered(found / "checkpoints", TRAINING, RUN)
+    return kept[-1] if kept else found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from manyhands.engine.kept_checkpoints import RUN, TRAINING, numbered
+from manyhands.config.checkpoint_names import RUN, TRAINING, numbered
 from manyhands.errors import DataError, PlanError, StorageError
 from manyhands.ui.plans import no_run_at, run_at, training_of
 

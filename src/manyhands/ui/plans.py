@@ -188,8 +188,8 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
 def _latest_of(configuration: Configuration) -> Path | None:
     """The directory in runs/, under any name, with the newest checkpoint of this plan in this precision."""
     from manyhands.config import home
+    from manyhands.config.checkpoint_names import TRAINING, numbered
     from manyhands.engine.configuration import kept_configuration
-    from manyhands.engine.kept_checkpoints import TRAINING, numbered
     from manyhands.errors import PlanError
     from manyhands.plan.resolve import PLAN_FILE
 

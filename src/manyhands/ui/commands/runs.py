@@ -75,7 +75,7 @@ def _phases(database_file: Path) -> dict[str, str]:
 
 
 def _row(directory: Path, phases: dict[str, str]) -> dict[str, Any]:
-    from manyhands.engine.kept_checkpoints import RUN, TRAINING, numbered
+    from manyhands.config.checkpoint_names import RUN, TRAINING, numbered
 
     parts = ["server"] if (directory / "server").is_dir() else []
     parts += ["client" for path in directory.iterdir() if re.fullmatch(r"[0-9a-f]{8}", path.name)][:1]
