@@ -180,18 +180,15 @@ BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 
 def test_a_model_that_sees_what_it_predicts_is_refused(plan_for: Callable[..., Plan], tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"'bert' sees the tokens that .*task\.model\.is_decoder=true"):
-        FAMILY.prepare(plan_for("byte", model_type="bert", model=BERT), tmp_path / "sees")
-    FAMILY.prepare(
-        plan_for("byte", model_type="bert", model=BERT | {"is_decoder": True}), tmp_path / "causal"
-    )
+        FAMILY.prepare(
+            plan_for("byte", model_type="bert", model=BERT | {"is_decoder": False}), tmp_path / "sees"
+        )
+    FAMILY.prepare(plan_for("byte", model_type="bert", model=BERT), tmp_path / "causal")
 
 
-@pytest.mark.parametrize(
-    ("model_type", "more"), [("roberta", {}), ("qwen3", {"num_key_value_heads": 5, "head_dim": 8})]
-)
 def test_a_model_that_does_not_compute_says_so_before_it_is_trained(
-    plan_for: Callable[..., Plan], tmp_path: Path, model_type: str, more: dict[str, int]
+    plan_for: Callable[..., Plan], tmp_path: Path
 ) -> None:
-    plan = plan_for("byte", model_type=model_type, model=BERT | more)
-    with pytest.raises(PlanError, match=f"'{model_type}' as task.model describes it fails on 8 tokens"):
+    plan = plan_for("byte", model_type="qwen3", model=BERT | {"num_key_value_heads": 5, "head_dim": 8})
+    with pytest.raises(PlanError, match=r"'qwen3' as task\.model describes it fails on 8 tokens"):
         FAMILY.prepare(plan, tmp_path)

@@ -7,13 +7,20 @@ import torch
 
 from manyhands.errors import PlanError
 from manyhands.plan.tasks import LanguageModelTask
-from manyhands.tasks.model_configuration import build_model, model_configuration
+from manyhands.tasks.causal_models import context_of
+from manyhands.tasks.model_configuration import (
+    build_model,
+    causal_configuration,
+    check_causal,
+    model_configuration,
+)
 
 LLAMA = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 def configuration(**settings: Any) -> dict[str, Any]:
-    return model_configuration(LanguageModelTask(block_size=16, **settings), vocabulary_size=50, end_id=3)
+    task = LanguageModelTask(**{"block_size": 16} | settings)
+    return model_configuration(task, vocabulary_size=50, end_id=3)
 
 
 def test_the_rest_is_filled_in() -> None:
@@ -50,9 +57,70 @@ def test_other_families_build_and_give_a_loss(model_type: str, model: dict[str, 
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
+ENCODER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": ENCODER,
+    "camembert": ENCODER,
+    "data2vec-text": ENCODER,
+    "modernbert-decoder": ENCODER,
+    "roberta": ENCODER,
+    "roberta-prelayernorm": ENCODER,
+    "xlm-roberta": ENCODER,
+    "xlm-roberta-xl": ENCODER,
+    "xmod": ENCODER,
+    "prophetnet": {
+        "hidden_size": 32,
+        "num_decoder_layers": 1,
+        "num_decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32,
+    }
+    | {"num_encoder_attention_heads": 2},
+    "reformer": {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "attention_head_size": 16,
+        "feed_forward_size": 32,
+    }
+    | {"attn_layers": ["local", "lsh"]},
+    "xlm": {"emb_dim": 32, "n_layers": 1, "n_heads": 2},
+    "xlnet": {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32, "d_head": 16},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_that_see_both_ways_or_want_padding_learn_every_token_looking_back(family: str) -> None:
+    found = configuration(model_type=family, model=FAMILIES[family])
+    torch.manual_seed(0)
+    net = build_model(found)
+    check_causal(net, found)
+    tokens = torch.stack([torch.arange(i, i + 16) % 50 for i in range(50)])  # each token at each of 16 places
+    logits = net(input_ids=tokens, use_cache=False).logits
+    assert logits.shape == (50, 16, 50)
+    (logits.float() * torch.randn(logits.shape)).sum().backward()
+    learned = net.get_input_embeddings().weight.grad  # type: ignore[operator]
+    assert (learned.abs().sum(1) > 0).all()
+    context = context_of(causal_configuration(found, "test"))
+    assert context == (None if family == "xlnet" else 16)
+
+
+def test_a_model_with_existing_padding_has_fewer_places() -> None:
+    assert (
+        context_of(causal_configuration({"model_type": "roberta", "max_position_embeddings": 514}, "test"))
+        == 512
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"model_type": "reformer", "block_size": 100, "model": FAMILIES["reformer"]},
+            "100 is no multiple of 64",
+        ),
+        (
+            {"model_type": "gemma3", "model": {}},
+            "'gemma3' is of text and more: use its part for text, 'gemma3_text'",
+        ),
         ({"model": {"n_layers": 2}}, r"unknown key 'task\.model\.n_layers' .* Did you mean 'n_layer'\?"),
         ({"model": {"zzz": 2}}, r"Known keys: .*n_layer"),
         ({"model": {"n_layer": "two"}}, r"n_layer"),

@@ -62,6 +62,8 @@ def test_every_option_of_a_group_is_valid(group: str) -> None:
     ("word", "told"),
     [
         ("parallel=fspd", "parallel 'fspd' does not exist. Did you mean 'fsdp'?"),
+        ("steps=3", "unknown key 'steps'. Did you mean 'local.steps'?"),
+        ("lr=3", "unknown key 'lr'. Did you mean 'local.optimizer.lr' or 'outer.lr'?"),
         ("paralel=fsdp", "unknown key 'paralel'. Did you mean 'parallel'?"),
         ("logging=tb", "logging 'tb' does not exist. Known: jsonl, tensorboard, wandb."),
         ("processes=2", "processes says how a training is started"),

@@ -10,7 +10,7 @@ resume read. No torch here.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,9 @@ def _told_apart(data: dict[str, Any], where: str) -> Configuration:
     known = {*Plan.model_fields, *EngineSettings.model_fields, *Start.model_fields}
     for key in data:
         if key not in known:
-            raise PlanError(f"{where}: unknown key '{key}'.{did_you_mean(key, {*known, *_SHORT})}")
+            raise PlanError(
+                f"{where}: unknown key '{key}'.{_elsewhere(key) or did_you_mean(key, {*known, *_SHORT})}"
+            )
     return Configuration(
         plan=resolve(data, where=where),
         settings=EngineSettings.parse(engine, where=where),
@@ -166,6 +168,21 @@ def _told_apart(data: dict[str, Any], where: str) -> Configuration:
 
 _SHORT = ("optimizer", "model")
 """What composing puts elsewhere: local.optimizer and task.model."""
+
+
+def _elsewhere(key: str) -> str:
+    """The settings that end in this name, as `steps`; or nothing."""
+
+    def paths(data: Mapping[str, Any], before: str) -> Iterator[str]:
+        for name, value in data.items():
+            if name == key:
+                yield f"{before}{name}"
+            elif isinstance(value, Mapping):
+                yield from paths(value, f"{before}{name}.")
+
+    engine = EngineSettings.parse({}, where="defaults").model_dump()
+    found = [f"'{path}'" for path in paths({**resolve({}).model_dump(), **engine}, "")]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
 def _taken(data: dict[str, Any], kind: type[EngineSettings | Start]) -> dict[str, Any]:

@@ -23,11 +23,14 @@ import torch
 from manyhands.config import did_you_mean
 from manyhands.config.extras import optional
 from manyhands.errors import DataError, PlanError
+from manyhands.tasks.causal_models import context_of
 from manyhands.tasks.language_model.saved import load_language_model, load_tokenizer
 from manyhands.tasks.model_configuration import without_progress_bars
 
 EXTRA: Final = "eval"
 STDERR: Final = 2
+UNLIMITED: Final = 2_048
+"""So many tokens are looked at once by a model that would take any number; as lm-eval has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +71,13 @@ def run_tasks(
         manager = _manager(tasks, names, include_path)
         model = load_language_model(checkpoint).to(device)
         tokenizer = load_tokenizer(checkpoint)
-        wrapped = models.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+        wrapped = models.HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=context_of(model.config) or UNLIMITED,
+            backend="causal",
+        )
         try:
             found = evaluator.simple_evaluate(
                 wrapped,

@@ -21,6 +21,14 @@ from transformers.utils import logging as transformers_logging
 
 from manyhands.errors import PlanError, WorkerError
 from manyhands.plan.language_model import LanguageModelTask
+from manyhands.tasks.causal_models import (
+    CONTEXT,
+    context_of,
+    defaults_of,
+    set_context,
+    set_no_padding,
+    train_every_row,
+)
 
 T = TypeVar("T")
 
@@ -38,13 +46,10 @@ _FILLED_IN = (
     "torch_dtype",
 )
 _FAULTS: Final = (
-    TypeError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError, ZeroDivisionError,
-    NotImplementedError, StrictDataclassError,
+    TypeError, ValueError, RuntimeError, AssertionError, AttributeError, LookupError, ZeroDivisionError,
+    NotImplementedError, ImportError, StrictDataclassError,
 )  # fmt: skip
 """What the models of transformers raise for keys that do not go together."""
-CONTEXT: Final = (
-    "max_position_embeddings"  # every causal configuration has it, gpt2 as another name of n_positions
-)
 
 
 def model_configuration(task: LanguageModelTask, vocabulary_size: int, end_id: int) -> dict[str, Any]:
@@ -52,17 +57,15 @@ def model_configuration(task: LanguageModelTask, vocabulary_size: int, end_id: i
     model.
 
     Dropout is off unless the plan sets it: small models on fresh text do better without, and work is
-    repeatable. For gpt2 the activation is the exact gelu unless the plan sets it: transformers' default,
-    the tanh form, costs a quarter of a step on a CPU.
+    repeatable. What else a family gets is in causal_models.py.
     """
     config = _checked(task)
     try:
         config.vocab_size = vocabulary_size
         config.bos_token_id = config.eos_token_id = end_id
-        config.pad_token_id = None
     except _FAULTS as error:
         raise PlanError(
-            f"model_type {task.model_type!r} cannot do without a padding token or the like: {_first_lines(error)}; "
+            f"model_type {task.model_type!r} cannot be given the tokenizer's vocabulary: {_first_lines(error)}; "
             "use another, as gpt2 or llama"
         ) from error
     return as_trained(config)
@@ -83,29 +86,28 @@ def _checked(task: LanguageModelTask) -> Any:
             near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
             hint = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(sorted(known))}."
             raise PlanError(f"unknown key 'task.model.{key}' for model_type {task.model_type!r}. {hint}")
-    values = dict(task.model)
+    values = defaults_of(task.model_type, known) | task.model
     for key in known:
         if "drop" in key or key.endswith("_pdrop"):
             values.setdefault(key, 0.0)
-    if task.model_type == "gpt2":
-        values.setdefault("activation_function", "gelu")
     try:
         config = AutoConfig.for_model(task.model_type, **values)
-    except (ValueError, TypeError, StrictDataclassError) as error:
+        set_no_padding(config)
+    except _FAULTS as error:
         raise PlanError(f"task.model for {task.model_type!r}: {_first_lines(error)}") from error
     named = {CONTEXT, config.attribute_map.get(CONTEXT, CONTEXT)} & set(task.model)
     if not named:
         try:
-            setattr(config, CONTEXT, task.block_size)
+            set_context(config, task.block_size)
         except _FAULTS as error:
             raise PlanError(
                 f"model_type {task.model_type!r} has no context of task.block_size tokens: {_first_lines(error)}; "
                 "use another, as gpt2 or llama"
             ) from error
-    elif getattr(config, CONTEXT) < task.block_size:
+    elif (context := context_of(config)) is not None and context < task.block_size:
         raise PlanError(
             f"task.model.{named.pop()} is {getattr(config, CONTEXT)}, less than task.block_size "
-            f"{task.block_size}: leave it out, or make it at least as large"
+            f"{task.block_size} needs: leave it out, or make it larger"
         )
     return config
 
@@ -120,13 +122,11 @@ def causal_configuration(values: Mapping[str, Any], where: str) -> Any:
     """A configuration object of transformers from the plain data of `where`. Raises PlanError if there is no causal
     language model for it.
     """
-    model_type = values.get("model_type")
     try:
         config = AutoConfig.for_model(**values)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise PlanError(f"{where}, model_type {model_type!r}: {_first_lines(error)}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise PlanError(f"{where}: model_type {model_type!r} is no causal language model; give one, as gpt2")
+    except _FAULTS as error:
+        raise PlanError(f"{where}, model_type {values.get('model_type')!r}: {_first_lines(error)}") from error
+    _check_language_model(config, f"{where}: model_type")
     return config
 
 
@@ -148,6 +148,7 @@ def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
         raise PlanError(
             f"model_type {config.model_type!r} cannot be made as task.model describes it: {_first_lines(error)}"
         ) from error
+    train_every_row(model)
     module: torch.nn.Module = model.float().train()
     return module
 
@@ -210,11 +211,24 @@ def _known_keys(task: LanguageModelTask) -> set[str]:
             f"task.model_type {task.model_type!r} is not one that transformers knows; "
             "use for example gpt2, llama or qwen3"
         ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    except _FAULTS as error:
         raise PlanError(
-            f"task.model_type {task.model_type!r} is no causal language model; use for example gpt2"
-        )
+            f"task.model_type {task.model_type!r} cannot be used: {_first_lines(error)}"
+        ) from error
+    _check_language_model(config, "task.model_type")
     return set(config.to_dict()) | set(config.attribute_map)
+
+
+def _check_language_model(config: Any, where: str) -> None:
+    """Raises PlanError for a family that is no causal language model, or has one only as one of its parts."""
+    text = config.get_text_config(decoder=True)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and hasattr(config, "vocab_size"):
+        return
+    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and text is not config:
+        raise PlanError(
+            f"{where} {config.model_type!r} is of text and more: use its part for text, {text.model_type!r}"
+        )
+    raise PlanError(f"{where} {config.model_type!r} is no causal language model; use for example gpt2")
 
 
 def _first_lines(error: Exception) -> str:

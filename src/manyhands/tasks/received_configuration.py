@@ -15,7 +15,8 @@ from transformers import AutoConfig
 from manyhands.errors import DataError
 from manyhands.plan.language_model import LanguageModelTask
 from manyhands.plan.safety import refuse_code
-from manyhands.tasks.model_configuration import CONTEXT, model_configuration
+from manyhands.tasks.causal_models import CONTEXT
+from manyhands.tasks.model_configuration import model_configuration
 
 
 def check_received(

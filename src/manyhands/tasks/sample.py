@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from manyhands.errors import DataError
+from manyhands.tasks.causal_models import context_of
 from manyhands.tasks.language_model.saved import load_language_model, load_tokenizer
 
 
@@ -30,7 +31,7 @@ def sample_text(
     """
     model = load_language_model(directory).eval()
     tokenizer = load_tokenizer(directory)
-    context = int(model.config.max_position_embeddings)
+    context = context_of(model.config) or 0  # 0: all of it
     end = tokenizer.eos_token_id
     encoded = tokenizer(prompt, add_special_tokens=False, verbose=False) if prompt else {"input_ids": []}
     ids: list[int] = list(encoded["input_ids"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, RobertaConfig, RobertaForMaskedLM
 
 from manyhands.data.tokens import open_tokens
 from manyhands.errors import DataError, PlanError
@@ -42,6 +42,30 @@ def test_weights_architecture_and_tokenizer_are_the_existing_ones(
         theirs = AutoModelForCausalLM.from_pretrained(existing).eval()
     tokens = task.batch(np.arange(2))["tokens"][:, :-1]
     torch.testing.assert_close(model(input_ids=tokens).logits, theirs(input_ids=tokens).logits)
+
+
+def test_a_model_that_was_made_to_fill_gaps_learns_to_look_back(
+    tuning_plan: MakePlan, existing: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=18, pad_token_id=1,
+    )  # fmt: skip
+    with without_progress_bars():
+        RobertaForMaskedLM(config).save_pretrained(tmp_path / "gaps")
+    for file in existing.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "gaps")
+    plan = tuning_plan(weights=str(tmp_path / "gaps"))
+    made = FAMILY.prepare(plan, tmp_path / "materials")
+    assert json.loads((tmp_path / "materials" / "model.json").read_text())["is_decoder"] is True
+    before = load_file(tmp_path / "gaps" / "model.safetensors")
+    first = load_file(made.first_weights)
+    assert all(torch.equal(first[name], before[name]) for name in first)
+    task = FAMILY.open(plan, tmp_path / "materials")
+    assert task.loss(task.build_model(), task.batch(np.arange(2))).mean.isfinite()
+    with pytest.raises(PlanError, match=r"task\.block_size is 17, .* a context of 16 tokens"):
+        FAMILY.prepare(tuning_plan(weights=str(tmp_path / "gaps"), block_size=17), tmp_path / "longer")
 
 
 def test_weights_of_another_dtype_are_widened(tuning_plan: MakePlan, existing: Path, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.safety import refuse_code
 from manyhands.tasks.adapter import base_of, merged
+from manyhands.tasks.causal_models import context_of, looks_back, set_no_padding, train_every_row
 from manyhands.tasks.hub import WEIGHT_FILES, local_copy
 from manyhands.tasks.model_configuration import (
-    CONTEXT,
     as_trained,
     causal_configuration,
     with_attention,
@@ -53,7 +53,8 @@ def weights_directory(name: str) -> Path:
 def existing_configuration(
     directory: Path, *, block_size: int, vocabulary_size: int, end_id: int
 ) -> dict[str, Any]:
-    """The complete configuration of the weights' model as plain data; dropout is off, END is the run's.
+    """The complete configuration of the weights' model as plain data; it looks back only, dropout is off, END is
+    the run's.
 
     Raises DataError for one that is broken or names code; PlanError if the tokens do not fit the model.
     """
@@ -68,7 +69,7 @@ def existing_configuration(
     config = causal_configuration(
         {k: v for k, v in values.items() if k not in ("transformers_version", "_name_or_path")}, f"{file}"
     )
-    context = getattr(config, CONTEXT, None)
+    context = context_of(config)
     if context is not None and context < block_size:
         raise PlanError(
             f"task.block_size is {block_size}, and the model of {SETTING} has a context of {context} tokens: "
@@ -82,11 +83,13 @@ def existing_configuration(
     for key, value in config.to_dict().items():
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
+    for key, value in looks_back(config.to_dict()).items():
+        setattr(config, key, value)
     config.eos_token_id = end_id
-    for key in ("bos_token_id", "pad_token_id"):
-        token = getattr(config, key, None)
-        if not isinstance(token, int) or not 0 <= token < vocabulary_size:
-            setattr(config, key, end_id if key == "bos_token_id" else None)
+    if not _is_token(getattr(config, "bos_token_id", None), vocabulary_size):
+        config.bos_token_id = end_id
+    if not _is_token(getattr(config, "pad_token_id", None), vocabulary_size):
+        set_no_padding(config)
     return as_trained(config)
 
 
@@ -126,8 +129,13 @@ def load_existing(directory: Path, configuration: Mapping[str, Any]) -> torch.nn
                 f"{SETTING} {directory}: {len(found)} {fault.replace('_', ' ')} of model_type {config.model_type!r}, "
                 f"as {min(map(str, found))!r}: files are missing, or not of this configuration; fetch them again"
             )
+    train_every_row(model)
     module: torch.nn.Module = model.float().train()
     return module
+
+
+def _is_token(value: Any, vocabulary_size: int) -> bool:
+    return isinstance(value, int) and 0 <= value < vocabulary_size
 
 
 def _refuse(values: Any, file: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from manyhands.data.tokens import TokenArray, sample_count, windows
 from manyhands.plan.fine_tuning import Adapter
 from manyhands.tasks.adapter import save_adapter, with_adapter
+from manyhands.tasks.causal_models import padding_of
 from manyhands.tasks.model_configuration import build_model, without_progress_bars
 from manyhands.tasks.protocol import TRAINING, VALIDATION, Batch, Loss, Metrics
 from manyhands.tasks.tokenizer import UNKNOWN
@@ -66,7 +67,7 @@ class LanguageModel:
         tokens = batch["tokens"]
         targets = tokens[:, 1:].reshape(-1)  # [B * T]
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits  # [B, T, V]
-        mean = F.cross_entropy(logits.view(targets.numel(), -1).float(), targets)
+        mean = F.cross_entropy(logits.reshape(targets.numel(), -1).float(), targets)
         return Loss(mean=mean, count=targets.numel())
 
     def metrics(self, split: str) -> Metrics:  # noqa: ARG002 - the same for all
@@ -90,7 +91,8 @@ def as_transformers(
     tokenizer: FastTokenizer, configuration: Mapping[str, Any], block_size: int
 ) -> PreTrainedTokenizerFast:
     """The tokenizer as transformers knows it, with the special tokens named that the model's configuration has."""
-    ids = {f"{name}_token": configuration.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids = {f"{name}_token": configuration.get(f"{name}_token_id") for name in ("bos", "eos")}
+    ids["pad_token"] = padding_of(configuration)
     special = {name: tokenizer.id_to_token(token) for name, token in ids.items() if token is not None}
     if tokenizer.token_to_id(UNKNOWN) is not None:
         special["unk_token"] = UNKNOWN

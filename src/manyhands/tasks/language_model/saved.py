@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manyhands.errors import DataError
 from manyhands.tasks.adapter import CONFIGURATION, base_of, merged
-from manyhands.tasks.model_configuration import CONTEXT, without_progress_bars
+from manyhands.tasks.causal_models import context_of
+from manyhands.tasks.model_configuration import without_progress_bars
 from manyhands.tasks.protocol import Saved
 from manyhands.tasks.saved import task_that_saved
 
@@ -34,7 +35,8 @@ class Logits(torch.nn.Module):
 def load_saved(directory: Path) -> Saved:
     """The model of a checkpoint, with an adapter merged into its base, and an example of its input."""
     model = load_language_model(directory)
-    length = min(16, int(getattr(model.config, CONTEXT)) - 1)  # one more is what the check of an export asks
+    # one more than its length is what the check of an export asks
+    length = min(16, (context_of(model.config) or 17) - 1)
     ids_BT = torch.arange(2 * length).view(2, length) % int(model.config.vocab_size)
     return Saved(
         model=model.float(),
