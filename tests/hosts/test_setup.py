@@ -15,8 +15,12 @@ import pytest
 from manyhands import __version__
 from manyhands.errors import StorageError, WorkerError
 from manyhands.hosts import setup as module
+from manyhands.hosts.agent import agent
 from manyhands.hosts.check import check
+from manyhands.hosts.connection import connected
 from manyhands.hosts.hosts_file import host_named
+from manyhands.hosts.launch import send_file
+from manyhands.hosts.on_host.files import PARTIAL
 from manyhands.hosts.setup import own_wheel, setup
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
@@ -56,6 +60,31 @@ def test_an_environment_is_made_and_used(
     bare = "and torch is missing" in found["manyhands"].found  # what the system has is not ours to say
     assert found["manyhands"].state == ("fault" if bare else "ok")
     assert bool(re.search(r"before these are installed too: .*\btorch\b", done.stderr)) == bare
+
+
+def test_the_wheel_comes_by_sftp_and_where_there_is_none_by_the_agent(
+    host: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = own_wheel(tmp_path)
+    for number, sftp in enumerate((True, False)):
+        if not sftp:
+            host.stop()
+            monkeypatch.setattr(host, "sftp", False)
+            host.start()
+        there = host.home / f"directory {number}" / wheel.name
+
+        async def send(there: Path = there) -> tuple[bool, bool, int]:
+            named = host_named("server1")
+            async with (
+                connected(named) as connection,
+                agent(connection, named, python=sys.executable) as answers,
+            ):
+                went = await connection.put(wheel, f"{there}{PARTIAL}")
+                return went, Path(f"{there}{PARTIAL}").exists(), await send_file(answers, wheel, str(there))
+
+        assert asyncio.run(send()) == (sftp, sftp, 0 if sftp else wheel.stat().st_size)
+        assert there.read_bytes() == wheel.read_bytes()
+    host.stop()  # the next test starts it, with sftp
 
 
 @pytest.mark.usefixtures("host")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import posixpath
 import shlex
 import shutil
 import socket
@@ -53,6 +54,9 @@ class Channel(Protocol):
 
 class Connection(Protocol):
     async def open(self, command: str, receiver: Receiver) -> Channel: ...
+
+    async def put(self, file: Path, path: str) -> bool:
+        """A file to an absolute path of the host by sftp, its directories made; False where that is not to be had."""
 
 
 def is_here(host: Host) -> bool:
@@ -269,6 +273,17 @@ class _Ssh:
             raise ServerUnreachable(f"the connection was lost: {error}") from None
         return _SshChannel(channel)
 
+    async def put(self, file: Path, path: str) -> bool:
+        import asyncssh
+
+        try:
+            async with self._connection.start_sftp_client() as sftp:
+                await sftp.makedirs(posixpath.dirname(path), exist_ok=True)
+                await sftp.put(str(file), path)
+        except (OSError, asyncssh.Error):
+            return False
+        return True
+
     def close(self) -> None:
         self._connection.abort()
 
@@ -321,6 +336,9 @@ class _Shell:
             raise ServerUnreachable(f"{shlex.join(self._shell)} cannot be started: {error}") from None
         self._channels.append(_ShellChannel(transport, pipes))
         return self._channels[-1]
+
+    async def put(self, file: Path, path: str) -> bool:  # noqa: ARG002 - the protocol's
+        return False
 
     async def close(self) -> None:
         for channel in self._channels:

@@ -10,6 +10,7 @@ from typing import IO, Any
 from manyhands.hosts.on_host.frames import Line, absolute
 
 CHUNK = 4 * 1024 * 1024
+PARTIAL = ".part"
 
 
 def put(line: Line, request: dict[str, Any]) -> None:
@@ -19,7 +20,7 @@ def put(line: Line, request: dict[str, Any]) -> None:
     if hashlib.sha256(body).hexdigest() != request["sha256"]:
         raise OSError(0, f"{path} has changed on the way")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".part", "r+b" if offset else "wb") as file:
+    with open(path + PARTIAL, "r+b" if offset else "wb") as file:
         file.seek(offset)
         file.write(body)
         if request["last"]:
@@ -27,7 +28,7 @@ def put(line: Line, request: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     if request["last"]:
-        os.replace(path + ".part", path)
+        os.replace(path + PARTIAL, path)
     line.answer(done=True)
 
 
@@ -36,7 +37,7 @@ def partial(line: Line, request: dict[str, Any]) -> None:
     path, wanted = absolute(request["path"]), request["hashes"]
     sized = os.path.isfile(path) and os.path.getsize(path) == request["bytes"]
     whole = sized and alike(path, wanted) == len(wanted)
-    line.answer(offset=-1 if whole else alike(path + ".part", wanted) * CHUNK)
+    line.answer(offset=-1 if whole else alike(path + PARTIAL, wanted) * CHUNK)
 
 
 def alike(path: str, wanted: list[str]) -> int:

@@ -37,7 +37,7 @@ class LoopbackHost:
     def __init__(self, directory: Path, *, user: str | None = None, home: Path | None = None) -> None:
         self.directory, self.user = directory, user or getpass.getuser()
         self.home, self.client = home or directory / "home", directory / "client"
-        self.port = free_port()
+        self.port, self.sftp = free_port(), True
         self._own_user = user is not None
         self._sshd: subprocess.Popen[bytes] | None = None
         self.home.mkdir(exist_ok=True, parents=True)
@@ -128,7 +128,9 @@ class LoopbackHost:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.directory}/host_key\n"
             f"AuthorizedKeysFile {self.directory}/authorized_keys\nPidFile {self.directory}/sshd.pid\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\n"
-            "PermitRootLogin yes\nMaxStartups 100:30:200\nSubsystem sftp internal-sftp\n" + own_home
+            "PermitRootLogin yes\nMaxStartups 100:30:200\n"
+            + ("Subsystem sftp internal-sftp\n" if self.sftp else "")
+            + own_home
         )
 
     # ------------------------------------------------------------------ who connects
