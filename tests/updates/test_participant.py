@@ -14,7 +14,8 @@ from manyhands.errors import StorageError, UpdateError
 from manyhands.plan import wire
 from manyhands.updates import checks, tensorfile
 from manyhands.updates.aggregation import Aggregation
-from manyhands.updates.participant import Participant, first_public, load_public, save_public, seed_generators
+from manyhands.updates.participant import Participant, first_public, load_public, save_public
+from manyhands.updates.seeds import seed_generators
 from manyhands.updates.snapshots import save_arrays
 from manyhands.updates.types import Public
 

@@ -42,7 +42,7 @@ from manyhands.engine.report import Report, optimizer_stats
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.step import Steering, training_step
 from manyhands.engine.stopping import Stop, asked_to_stop
-from manyhands.engine.trainer import load_weights, seed_everything, seed_of
+from manyhands.engine.trainer import load_weights
 from manyhands.engine.world import ALONE, Place, World, device_of, enter_world, met
 from manyhands.errors import Interrupted, NotFinite
 from manyhands.plan.resolve import agreed, plan_hash
@@ -50,6 +50,7 @@ from manyhands.plan.schema import Plan
 from manyhands.storage.lock import take_lock
 from manyhands.tasks.protocol import Batch, Task, Warns
 from manyhands.tasks.registry import family_of
+from manyhands.updates.seeds import seed_generators, seed_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +214,7 @@ class _Run:
 
     def start(self) -> None:
         """From the first weights, which are evaluated, or from a checkpoint."""
-        seed_everything(self.plan.seed)
+        seed_generators(self.plan.seed)
         self._go_on()
         if self.cursor.first_loss is None:
             self.cursor = replace(self.cursor, first_loss=self._evaluate())
@@ -330,7 +331,7 @@ class _Run:
 
     def _step(self, batches: Sequence[Batch], rate: float) -> None:
         step, execution, world = self.cursor.step, self.settings.exec, self.world
-        seed_everything(seed_of(self.plan.seed, step, world.data_rank))
+        seed_generators(seed_of(self.plan.seed, step, world.data_rank))
         taken = training_step(
             self.task,
             self.parallelized,

@@ -13,7 +13,6 @@ micro-batches on giving work up.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +32,7 @@ from manyhands.engine.world import ALONE, World
 from manyhands.errors import PlanError, WorkerError
 from manyhands.plan.schema import Plan
 from manyhands.tasks.protocol import Batch, Task
+from manyhands.updates.seeds import seed_generators, seed_of
 from manyhands.updates.types import Tensors, Trained
 
 LOOK_EVERY_STEPS = 10
@@ -179,7 +179,7 @@ class EngineTrainer:
         """With rank 0's weights, and random numbers that differ between replicas, which see different samples."""
         load_weights(self.model, self.world.share(weights) or {})
         rank = self.world.data_rank
-        seed_everything(assignment.seed if rank == 0 else seed_of(assignment.seed, rank))
+        seed_generators(assignment.seed if rank == 0 else seed_of(assignment.seed, rank))
 
     def _all_abandon(self, steps: int = 1) -> Callable[[], bool]:
         """To be asked before each micro-batch of so many steps. All ranks agree, so they agree as often as the one
@@ -280,18 +280,6 @@ class _Watch:
         )
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of torch (the CPU's, and the GPUs' that are in use), numpy and Python.
-
-    torch.manual_seed would also keep a seed and a traceback for GPUs that nothing uses: 0.7 ms after a step.
-    """
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
 def load_weights(model: torch.nn.Module, weights: Tensors) -> None:
     """Copy `weights` into the model's parameters, in place. Raises WorkerError if names or shapes differ."""
     parameters = dict(model.named_parameters())
@@ -313,8 +301,3 @@ def load_weights(model: torch.nn.Module, weights: Tensors) -> None:
 
 def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return whole(tensor.detach()).to("cpu", torch.float32, copy=True).contiguous()
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed in [0, 2^63) that these numbers determine, such as a run's, a step's and a rank's."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -11,7 +11,6 @@ agreed on it, everybody leaves out alike, by checks that are exact.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,6 +28,7 @@ from manyhands.plan.schema import Plan
 from manyhands.updates import functions, localfile, snapshots, tensorfile
 from manyhands.updates.checks import Unsound, check_update
 from manyhands.updates.merge import Merger
+from manyhands.updates.seeds import seed_generators
 from manyhands.updates.types import Local, Outer, Public, Trainer
 from manyhands.updates.views import as_arrays, as_tensors
 
@@ -246,16 +246,6 @@ def load_public(path: Path) -> Public:
     public = snapshots.public_of(arrays)
     control = None if public.control is None else as_tensors(as_arrays(public.control))
     return Public(weights=as_tensors(as_arrays(public.weights)), control=control)
-
-
-def seed_generators(seed: int, *, torch_free: bool = False) -> None:
-    """Seed Python's, numpy's and torch's global generators: before each work, in simulation as in a client."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    if not torch_free:
-        import torch
-
-        torch.manual_seed(seed)
 
 
 def _threads(torch_free: bool) -> int:
