@@ -26,6 +26,8 @@ __all__ = [
     "differences",
     "explain",
     "home",
+    "run_like",
+    "runs_directory",
     "shown",
 ]
 
@@ -40,6 +42,17 @@ def home() -> Path:
     """MANYHANDS_HOME, else the platform's data directory. Not created here."""
     chosen = os.environ.get(HOME_VARIABLE)
     return Path(chosen).expanduser() if chosen else user_data_path("manyhands")
+
+
+def runs_directory() -> Path:
+    """Where what runs on this machine keeps its files, each by its name."""
+    return home() / "runs"
+
+
+def run_like(name: str) -> str:
+    """` Did you mean 'x'?` for the run here whose name is the nearest, or which there are."""
+    runs = runs_directory()
+    return did_you_mean(name, [run.name for run in runs.iterdir() if run.is_dir()] if runs.is_dir() else [])
 
 
 class Settings(BaseModel):

@@ -24,6 +24,7 @@ _REPHRASED: Final = (
     (re.compile(r"^Input should be a valid string.*"), "expected text"),
     (re.compile(r"^Input should be a valid dictionary.*"), "expected keys and values"),
     (re.compile(r"^Input should be a valid (?:tuple|list).*"), "expected a list, as in [a, b]"),
+    (re.compile(r"^String should have at least 1 character"), "expected some text"),
     (
         re.compile(r"^String should match pattern '\^\[a-z0-9-\]\{1,(\d+)\}\$'"),
         r"expected lower-case letters, digits and dashes, at most \1",

@@ -105,7 +105,7 @@ class Start(Settings):
 
     run: Identifier | None = None
     """Name of the training, hence of its directory; null: the plan's name and six hex digits."""
-    resume: str | None = None
+    resume: Annotated[str, Field(min_length=1)] | None = None
     """A checkpoint or a directory to go on from; latest: this training's newest, if it has one."""
     processes: Count | None = None
     """Start so many processes on this machine; null: as many as data_parallelism and tensor_parallelism need."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from manyhands import __version__
-from manyhands.config import home
+from manyhands.config import runs_directory
 from manyhands.config.extras import EXTRAS
 from manyhands.data.shards.manifest import MANIFEST
 from manyhands.engine.configuration import Configuration
@@ -312,7 +312,7 @@ def _tell_of_exports(leads: Facts, job: Job, view: View) -> None:
 
 
 def _record(facts: Sequence[Facts], wish: Wish) -> Record:
-    own = wish.directory.resolve() == (home() / "runs" / wish.run).resolve()
+    own = wish.directory.resolve() == (runs_directory() / wish.run).resolve()
     shared = facts[0].shared and own
     parts = tuple(
         Part(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from manyhands.config import Settings, did_you_mean, home
+from manyhands.config import Settings, did_you_mean, runs_directory
 from manyhands.errors import PlanError, StorageError
 
 FILE: Final = "host.json"
@@ -95,7 +95,7 @@ def recorded(directory: Path) -> Record | None:
 
 def all_recorded(tell: Callable[[str], None] = lambda _text: None) -> dict[Path, Record]:
     """Those in runs/ of MANYHANDS_HOME, by directory, the latest last. A broken one is told of, and left out."""
-    files = sorted((home() / "runs").glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    files = sorted(runs_directory().glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
     found = {}
     for file in files:
         try:
@@ -110,7 +110,7 @@ def all_recorded(tell: Callable[[str], None] = lambda _text: None) -> dict[Path,
 
 def run_named(name: str) -> tuple[Path, Record]:
     """The directory and the record of a run, by its name or its directory. Raises PlanError, which lists them."""
-    for directory in (Path(name).expanduser(), home() / "runs" / name):
+    for directory in (Path(name).expanduser(), runs_directory() / name):
         record = recorded(directory)
         if record is not None:
             return directory, record

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manyhands.config import LocalPath, Settings, home
+from manyhands.config import LocalPath, Settings, runs_directory
 from manyhands.config.checkpoint_names import RUN, TRAINING, numbered
 
 Count = Annotated[int, Field(ge=1)]
@@ -44,7 +44,7 @@ def weights_here(weights: str) -> Path | None:
     """The directory that `task.weights` names on this machine: a path, or one below the runs here; of a training's
     directory, its newest checkpoint. None for a name on the Hub, and for what is not here.
     """
-    places = (Path(weights).expanduser(), home() / "runs" / weights)
+    places = (Path(weights).expanduser(), runs_directory() / weights)
     found = next((place.resolve() for place in places if place.is_dir()), None)
     if found is None:
         return None

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from manyhands.config import run_like
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.fine_tuning import FineTuned, weights_here
 from manyhands.tasks.adapter import base_of, merged, save_adapter, with_adapter
@@ -66,8 +67,8 @@ def checkpoint_at(weights: str) -> Path:
     directory = weights_here(weights)
     if directory is None:
         raise DataError(
-            f"task.weights {weights!r}: there is no directory {Path(weights).expanduser()}; give that of a "
-            "checkpoint, as <training>/checkpoints/step-00001000"
+            f"task.weights {weights!r}: there is no directory {Path(weights).expanduser()}, and no run of that name; "
+            f"give a training or its checkpoint, as <training>/checkpoints/step-00001000.{run_like(weights)}"
         )
     return directory
 

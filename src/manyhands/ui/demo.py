@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from manyhands.config import HOME_VARIABLE, home
+from manyhands.config import HOME_VARIABLE, runs_directory
 from manyhands.errors import Interrupted, ManyhandsError, ServerUnreachable, WorkerError
 from manyhands.identity import keys
 from manyhands.identity.keys import Identity
@@ -112,7 +112,7 @@ class Demo:
         self.options, self.screen = options, screen
         self.plan = demo_plan(options)
         self.run_id = f"demo-{secrets.token_hex(3)}"
-        self.directory = (options.directory or home() / "runs" / self.run_id).resolve()
+        self.directory = (options.directory or runs_directory() / self.run_id).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.plan_file = self.directory / "plan.yaml"
         self.programs = Programs(self.directory / "logs")

@@ -60,7 +60,7 @@ def configuration_from(
 
     check_overrides(overrides)
     resume = next((unquoted(o.partition("=")[2]) for o in overrides if o.startswith("resume=")), "latest")
-    if resume != "latest":
+    if resume not in ("", "latest"):
         resume = str(run_at(resume))
         overrides = [o for o in overrides if not o.startswith("resume=")] + [f"resume={quoted(resume)}"]
         if kept is None and not (plan or config_name):
@@ -139,20 +139,18 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def run_at(where: str) -> Path:
     """The path, or where there is none the directory in runs/ of the run so named."""
-    from manyhands.config import home
+    from manyhands.config import runs_directory
 
     path = Path(where).expanduser()
-    by_name = home() / "runs" / where
+    by_name = runs_directory() / where
     return by_name if not path.exists() and re.fullmatch(_RUN, where) and by_name.is_dir() else path
 
 
 def no_run_at(where: str) -> str:
     """What is said of a path or name that is nothing here."""
-    from manyhands.config import did_you_mean, home
+    from manyhands.config import run_like, runs_directory
 
-    runs = home() / "runs"
-    known = [run.name for run in runs.iterdir() if run.is_dir()] if runs.is_dir() else []
-    return f"there is no directory {where!r}, and no run of that name in {runs}.{did_you_mean(where, known)}"
+    return f"there is no directory {where!r}, and no run of that name in {runs_directory()}.{run_like(where)}"
 
 
 def training_of(resume: str) -> Path | None:
@@ -167,7 +165,7 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
 
     Processes that are started each by itself, and a resume, find it by the configuration; else the name is new.
     """
-    from manyhands.config import home
+    from manyhands.config import runs_directory
     from manyhands.plan.resolve import new_run_id
 
     start = configuration.start
@@ -180,21 +178,21 @@ def training_directory(configuration: Configuration, directory: Path | None) -> 
         if found is not None and not start.run:
             return found
     if start.resume == "latest" and not start.run and not start.by_hand():
-        return _latest_of(configuration) or home() / "runs" / configuration.name()
+        return _latest_of(configuration) or runs_directory() / configuration.name()
     agreed = start.run or start.resume is not None or start.by_hand()
-    return home() / "runs" / (configuration.name() if agreed else new_run_id(configuration.plan))
+    return runs_directory() / (configuration.name() if agreed else new_run_id(configuration.plan))
 
 
 def _latest_of(configuration: Configuration) -> Path | None:
     """The directory in runs/, under any name, with the newest checkpoint of this plan in this precision."""
-    from manyhands.config import home
+    from manyhands.config import runs_directory
     from manyhands.config.checkpoint_names import TRAINING, numbered
     from manyhands.engine.configuration import kept_configuration
     from manyhands.errors import PlanError
     from manyhands.plan.resolve import PLAN_FILE
 
     wanted, found = configuration.name(), list[tuple[float, Path]]()
-    for run in (home() / "runs").glob("*"):
+    for run in runs_directory().glob("*"):
         saved = numbered(run / "checkpoints", TRAINING)
         if not saved or not (run / PLAN_FILE).is_file():
             continue

@@ -14,7 +14,7 @@ import platform
 import time
 from typing import Any, cast
 
-from manyhands.config import home
+from manyhands.config import runs_directory
 from manyhands.coordination.effects import (
     Abandon,
     CatchUp,
@@ -109,7 +109,7 @@ class ClientNode:
     async def run(self) -> None:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         key8 = self.options.identity.public[:8]
-        path = self.options.directory or home() / "runs" / self.options.run_id / key8
+        path = self.options.directory or runs_directory() / self.options.run_id / key8
         with ParticipantDirectory(path) as directory:
             self.files = ClientFiles(directory)
             self.connection.plan_hash = self.files.plan_hash()

@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse
 
-from manyhands.config import home
+from manyhands.config import home, runs_directory
 from manyhands.coordination.types import BlobRef, Snapshot
 from manyhands.errors import Refused, ServerUnreachable, StorageError
 from manyhands.identity import keys
@@ -107,7 +107,7 @@ async def _open_run(
     database: Database, blobs: BlobStore, identity: Identity, plan: Plan, options: ServerOptions, address: str
 ) -> ServedRun:
     """Find or make the run, take its lease, replay its log."""
-    runs = home() / "runs"
+    runs = runs_directory()
     stored = await asyncio.to_thread(find_run, database, plan, options.run_id)
     if stored is None:
         options.on_event({"kind": "preparing", "text": "preparing the run's data and first weights"})

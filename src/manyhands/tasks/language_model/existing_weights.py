@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from manyhands.config import run_like
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.safety import refuse_code
 from manyhands.tasks.adapter import base_of, merged
@@ -32,7 +33,12 @@ _PICKLES: Final = ("*.bin", "*.pt", "*.pth")
 
 def weights_directory(name: str) -> Path:
     """Where the weights are on this machine. Raises DataError if they are not to be had, or only as a pickle."""
-    directory = local_copy(name, WEIGHT_FILES, setting=SETTING)
+    try:
+        directory = local_copy(name, WEIGHT_FILES, setting=SETTING)
+    except DataError as error:
+        if "/" in name:
+            raise
+        raise DataError(f"{error}. No run here has that name.{run_like(name)}") from error
     if base_of(directory) is not None:  # an adapter, beside the weights of another directory
         return directory
     if not (directory / "config.json").is_file():

@@ -47,10 +47,10 @@ def ls(server_addr: str | None, data_dir: Path | None, output: str) -> None:
 
 def _local(data_dir: Path | None) -> list[dict[str, Any]]:
     """A row for each directory of a run, and for each run in the database that has none."""
-    from manyhands.config import home
+    from manyhands.config import home, runs_directory
 
     phases = _phases((data_dir or home() / "server") / "manyhands.db")
-    root = home() / "runs"
+    root = runs_directory()
     rows = [_row(path, phases) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
     known = {row["run_id"] for row in rows}
     rows += [
