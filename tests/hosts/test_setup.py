@@ -14,13 +14,13 @@ import pytest
 
 from manyhands import __version__
 from manyhands.errors import StorageError, WorkerError
+from manyhands.hosts import connection
 from manyhands.hosts import setup as module
 from manyhands.hosts.agent import agent
 from manyhands.hosts.check import check
 from manyhands.hosts.connection import connected
 from manyhands.hosts.hosts_file import host_named
 from manyhands.hosts.launch import send_file
-from manyhands.hosts.on_host.files import PARTIAL
 from manyhands.hosts.setup import own_wheel, setup
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
@@ -62,29 +62,32 @@ def test_an_environment_is_made_and_used(
     assert bool(re.search(r"before these are installed too: .*\btorch\b", done.stderr)) == bare
 
 
+@pytest.mark.parametrize(
+    ("sftp", "by_sftp"), [("internal-sftp", True), (None, False), ("/bin/sleep 1000", False)]
+)
 def test_the_wheel_comes_by_sftp_and_where_there_is_none_by_the_agent(
-    host: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: LoopbackHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sftp: str | None, by_sftp: bool
 ) -> None:
-    wheel = own_wheel(tmp_path)
-    for number, sftp in enumerate((True, False)):
-        if not sftp:
-            host.stop()
-            monkeypatch.setattr(host, "sftp", False)
-            host.start()
-        there = host.home / f"directory {number}" / wheel.name
+    wheel, place = own_wheel(tmp_path), host.home / f"sent by {sftp}".replace("/", "-") / "a wheel"
+    monkeypatch.setattr(connection, "SILENCE_S", 2.0)
+    monkeypatch.setattr(host, "sftp", sftp)
+    host.stop()
+    host.start()
 
-        async def send(there: Path = there) -> tuple[bool, bool, int]:
-            named = host_named("server1")
-            async with (
-                connected(named) as connection,
-                agent(connection, named, python=sys.executable) as answers,
-            ):
-                went = await connection.put(wheel, f"{there}{PARTIAL}")
-                return went, Path(f"{there}{PARTIAL}").exists(), await send_file(answers, wheel, str(there))
+    async def send() -> tuple[int, int]:
+        to = host_named("server1")
+        async with connected(to) as reached, agent(reached, to, python=sys.executable) as there:
+            return (
+                await send_file(there, wheel, str(place), sftp=reached),
+                await send_file(there, wheel, str(place), sftp=reached),
+            )
 
-        assert asyncio.run(send()) == (sftp, sftp, 0 if sftp else wheel.stat().st_size)
-        assert there.read_bytes() == wheel.read_bytes()
-    host.stop()  # the next test starts it, with sftp
+    try:
+        assert asyncio.run(send()) == (0 if by_sftp else wheel.stat().st_size, 0)
+        assert [file.name for file in place.parent.iterdir()] == ["a wheel"]
+        assert place.read_bytes() == wheel.read_bytes()
+    finally:
+        host.stop()  # the next test starts it, as it was
 
 
 @pytest.mark.usefixtures("host")

@@ -17,8 +17,8 @@ from manyhands.data.tokens import open_tokens
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import DummyTask, TextSource, Tokenizer
+from manyhands.tasks.causal_models import quietly
 from manyhands.tasks.language_model import FAMILY, LanguageModel
-from manyhands.tasks.model_configuration import without_progress_bars
 from manyhands.tasks.protocol import VALIDATION, Prepared, Task
 
 MATERIALS = {"train.tokens", "validation.tokens", "tokenizer.json", "split.json", "model.json"}
@@ -123,7 +123,7 @@ def test_what_a_person_keeps_loads_in_transformers(
     assert isinstance(task, LanguageModel)
     model = task.build_model()
     task.save_pretrained(dict(model.named_parameters()), tmp_path / "kept")
-    with without_progress_bars():
+    with quietly():
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "kept", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "kept", local_files_only=True)
     text = "naïve hands\n\nmake def f(x): €"

@@ -82,13 +82,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "feed_forward_size": 32,
     }
     | {"attn_layers": ["local", "lsh"]},
+    "whisper": {
+        "d_model": 32,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "encoder_attention_heads": 2,
+    }
+    | {"decoder_ffn_dim": 32},
+    "bloom": {"hidden_size": 32, "n_layer": 1, "n_head": 2},
     "xlm": {"emb_dim": 32, "n_layers": 1, "n_heads": 2},
     "xlnet": {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32, "d_head": 16},
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_that_see_both_ways_or_want_padding_learn_every_token_looking_back(family: str) -> None:
+def test_families_of_other_forms_learn_every_token_looking_back(family: str) -> None:
     found = configuration(model_type=family, model=FAMILIES[family])
     torch.manual_seed(0)
     net = build_model(found)
@@ -100,7 +108,7 @@ def test_families_that_see_both_ways_or_want_padding_learn_every_token_looking_b
     learned = net.get_input_embeddings().weight.grad  # type: ignore[operator]
     assert (learned.abs().sum(1) > 0).all()
     context = context_of(causal_configuration(found, "test"))
-    assert context == (None if family == "xlnet" else 16)
+    assert context == (None if family in ("bloom", "xlnet") else 16)
 
 
 def test_a_model_with_existing_padding_has_fewer_places() -> None:

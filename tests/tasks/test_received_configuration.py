@@ -36,6 +36,15 @@ def test_what_the_plan_implies_is_accepted() -> None:
     check(received(llama), llama)
 
 
+def test_a_model_that_is_to_look_back_does() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = LanguageModelTask(block_size=16, model_type="roberta", model=sizes)
+    check(received(bert), bert)
+    for change in ({"is_decoder": False}, {"pad_token_id": 1}):
+        with pytest.raises(DataError, match="this is not the model of this plan"):
+            check(received(bert, **change), bert)
+
+
 def test_defaults_of_another_version_are_the_senders_to_say() -> None:
     check(received(transformers_version="9.0", scale_attn_weights=False, something_new=1))
 

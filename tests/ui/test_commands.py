@@ -265,7 +265,7 @@ def test_a_sweep_that_ended_early_goes_on(manyhands: Run, tmp_path: Path) -> Non
     done = manyhands("train", "-m", *TABLE, "--logs", "none", "seed=3", "task.target=target,nowhere")
     assert done.returncode == 4
     assert (
-        "[2/2] task.target=nowhere ended with exit code 4; the same command with resume=latest goes on"
+        "[2/2] task.target=nowhere ended with exit code 4; mend that, and the same command with resume=latest goes on"
         in done.stderr
     )
     (first,) = [run.name for run in runs.iterdir() if (run / "checkpoints").is_dir()]
@@ -279,11 +279,14 @@ def test_a_sweep_that_ended_early_goes_on(manyhands: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_latest_finds_the_training_with_other_settings_too(manyhands: Run) -> None:
+def test_latest_finds_the_training_with_other_settings_too(manyhands: Run, tmp_path: Path) -> None:
     small = [*TABLE, "resume=latest"]
     first = manyhands("train", *small, "seed=2", "exec.threads=1")
     assert first.returncode == 0, first.stderr
     assert "it begins at step 0" in first.stdout
+    broken = tmp_path / "home" / "runs" / "broken"
+    (broken / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (broken / "plan.yaml").write_text("data: nothing of ours\n")
     first = manyhands("train", *small[:-1])  # under a name of its own
     assert first.returncode == 0, first.stderr
     again = manyhands("train", *small, "logging.every_steps=1", "parallel.strategy=fsdp", "run_id=other")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from manyhands.ui.train_here import _carried_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -40,7 +43,7 @@ class Training:
         self.process = subprocess.Popen(
             [*command, "train", *SMALL, *words, "--directory", str(self.directory)],
             cwd=directory, env={**os.environ, "MANYHANDS_HOME": str(directory / "home")},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
     def events(self) -> list[dict[str, Any]]:
@@ -169,11 +172,14 @@ def test_kills_in_the_middle_of_a_sharded_save_lose_nothing(
     assert end["validation_loss_after"] == expected["validation_loss_after"]
 
 
-def test_sigterm_saves_and_ends_all_ranks(start: Callable[..., Training]) -> None:
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_sigterm_saves_and_ends_all_ranks(
+    start: Callable[..., Training], send: Callable[[int, int], None]
+) -> None:
     training = start("processes=2", "rounds.total=1000")
     training.wait_for("step", step=20)
     ranks = training.ranks()
-    training.process.send_signal(signal.SIGTERM)
+    send(training.process.pid, signal.SIGTERM)
     text = training.text()
     assert training.process.returncode == 130, text
     assert text.count("interrupted after step") == 1, text
@@ -182,17 +188,27 @@ def test_sigterm_saves_and_ends_all_ranks(start: Callable[..., Training]) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
 def test_a_sweep_that_is_asked_to_end_saves_the_one_that_runs(
-    start: Callable[..., Training], number: signal.Signals
+    start: Callable[..., Training], number: signal.Signals, send: Callable[[int, int], None]
 ) -> None:
     training = start("-m", "seed=1,2", "rounds.total=1000", run="sweep")
     training.directory /= "1"
     training.wait_for("step", step=20)
-    training.process.send_signal(number)
+    send(training.process.pid, number)
     text = training.text()
     assert training.process.returncode == 130, text
     assert [e["kind"] for e in training.events()][-2:] == ["saved", "interrupted"]
     assert "[1/2] seed=1 was interrupted; the same command with resume=latest goes on" in text
+
+
+def test_a_training_that_was_just_finishing_when_the_sweep_was_asked_to_end() -> None:
+    obeys = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print(flush=True); "
+    )
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert _carried_out([sys.executable, "-c", f"{obeys}time.sleep(60)"]) == (0, True)
+    assert _carried_out([sys.executable, "-c", "raise SystemExit(4)"]) == (4, False)
 
 
 def test_ranks_do_not_outlive_the_command(start: Callable[..., Training]) -> None:

@@ -77,6 +77,13 @@ def test_a_training_that_goes_on_and_figures_that_are_not_known() -> None:
     assert (found.rows[0].loss, found.rows[1].change) == (None, None)
 
 
+def test_steps_that_are_taken_again_are_not_counted_twice() -> None:
+    found = table(step(1200, 61))
+    found.take({"kind": "started", "step": 500, "time_ms": BEGAN + 70_000})
+    found.take(step(600, 80))
+    assert found.rows[-1].samples_per_s == 80.0
+
+
 def test_several_trainings_share_a_table() -> None:
     tables = [table(*(step(n, 60 * n) for n in range(1, 20))) for _ in range(3)]
     for found, name in zip(tables, ("a lr=1", "b lr=2", "c \x1b[2J"), strict=True):

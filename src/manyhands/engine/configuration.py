@@ -141,8 +141,9 @@ def kept_configuration(directory: Path, overrides: Sequence[str] = ()) -> Config
     sent to a host, are found from anywhere. Raises PlanError.
     """
     data = read_plan_file(directory / PLAN_FILE)
-    beside = directory / str((data.get("data") or {}).get("shards"))
-    if beside.is_dir():
+    settings = data.get("data")
+    shards = settings.get("shards") if isinstance(settings, dict) else None
+    if isinstance(shards, str) and (beside := directory / shards).is_dir():
         data["data"]["shards"] = str(beside.resolve())
     if (directory / ENGINE_FILE).is_file():
         data |= read_plan_file(directory / ENGINE_FILE)
@@ -157,7 +158,7 @@ def _told_apart(data: dict[str, Any], where: str) -> Configuration:
     for key in data:
         if key not in known:
             raise PlanError(
-                f"{where}: unknown key '{key}'.{_elsewhere(key) or did_you_mean(key, {*known, *_SHORT})}"
+                f"{where}: unknown key '{key}'.{_elsewhere(key, data) or did_you_mean(key, {*known, *_SHORT})}"
             )
     return Configuration(
         plan=resolve(data, where=where),
@@ -170,18 +171,24 @@ _SHORT = ("optimizer", "model")
 """What composing puts elsewhere: local.optimizer and task.model."""
 
 
-def _elsewhere(key: str) -> str:
-    """The settings that end in this name, as `steps`; or nothing."""
+def _elsewhere(key: str, data: Mapping[str, Any]) -> str:
+    """The settings that end in this name, as `steps`, of the task that `data` names; or nothing."""
 
-    def paths(data: Mapping[str, Any], before: str) -> Iterator[str]:
-        for name, value in data.items():
+    def paths(settings: Mapping[str, Any], before: str) -> Iterator[str]:
+        for name, value in settings.items():
             if name == key:
                 yield f"{before}{name}"
             elif isinstance(value, Mapping):
                 yield from paths(value, f"{before}{name}.")
 
+    task = data.get("task")
+    named = {"task": {"name": task["name"]}} if isinstance(task, Mapping) and "name" in task else {}
+    try:
+        plan = resolve(named).model_dump()
+    except PlanError:  # such a task needs more
+        plan = resolve({}).model_dump(exclude={"task"})
     engine = EngineSettings.parse({}, where="defaults").model_dump()
-    found = [f"'{path}'" for path in paths({**resolve({}).model_dump(), **engine}, "")]
+    found = [f"'{path}'" for path in paths({**plan, **engine}, "")]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 

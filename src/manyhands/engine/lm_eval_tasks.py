@@ -23,9 +23,8 @@ import torch
 from manyhands.config import did_you_mean
 from manyhands.config.extras import optional
 from manyhands.errors import DataError, PlanError
-from manyhands.tasks.causal_models import context_of
+from manyhands.tasks.causal_models import context_of, quietly
 from manyhands.tasks.language_model.saved import load_language_model, load_tokenizer
-from manyhands.tasks.model_configuration import without_progress_bars
 
 EXTRA: Final = "eval"
 STDERR: Final = 2
@@ -154,7 +153,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), without_progress_bars(), _without_standard_error():
+        with warnings.catch_warnings(), quietly(), _without_standard_error():
             warnings.simplefilter("ignore")
             yield
     finally:

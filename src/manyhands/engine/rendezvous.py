@@ -220,8 +220,10 @@ def _joined(address: str, port: int, wait_s: float) -> TCPStore:
     def join() -> None:
         try:
             came.put(_store(address, port, master=False, wait_s=wait_s))
-        except (RuntimeError, ValueError, OSError) as error:  # of which torch's DistError is one
+        except (DistError, OSError) as error:
             came.put(error)
+        except (RuntimeError, ValueError) as error:  # what answers is no store
+            came.put(OSError(str(error)))
 
     threading.Thread(target=join, name="meeting", daemon=True).start()
     try:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import asyncssh
 
 CONNECT_S: Final = 15.0
+SILENCE_S: Final = 30.0
+"""So long sftp may do nothing."""
 _FAST_CIPHERS: Final = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
 """Several times faster here than what would be chosen; used where ~/.ssh/config names none."""
 _KNOWN_TO_ALL: Final = "/etc/ssh/ssh_known_hosts"
@@ -56,7 +58,7 @@ class Connection(Protocol):
     async def open(self, command: str, receiver: Receiver) -> Channel: ...
 
     async def put(self, file: Path, path: str) -> bool:
-        """A file to an absolute path of the host by sftp, its directories made; False where that is not to be had."""
+        """A file to an absolute path of the host by sftp, its directories made; False where that cannot be done."""
 
 
 def is_here(host: Host) -> bool:
@@ -276,10 +278,13 @@ class _Ssh:
     async def put(self, file: Path, path: str) -> bool:
         import asyncssh
 
+        clock = asyncio.get_running_loop().time
         try:
-            async with self._connection.start_sftp_client() as sftp:
+            async with asyncio.timeout(SILENCE_S) as limit, self._connection.start_sftp_client() as sftp:
                 await sftp.makedirs(posixpath.dirname(path), exist_ok=True)
-                await sftp.put(str(file), path)
+                await sftp.put(
+                    str(file), path, progress_handler=lambda *_: limit.reschedule(clock() + SILENCE_S)
+                )
         except (OSError, asyncssh.Error):
             return False
         return True

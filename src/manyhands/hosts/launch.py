@@ -22,9 +22,10 @@ from manyhands.config import home
 from manyhands.engine.configuration import Configuration
 from manyhands.errors import DataError, MissingExtra, PlanError, Refused, StorageError, WorkerError
 from manyhands.hosts.agent import SUPERVISOR, Agent, program
+from manyhands.hosts.connection import Connection
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.inputs import CODE, LARGEST_BYTES, Inputs, Sent
-from manyhands.hosts.on_host.files import CHUNK
+from manyhands.hosts.on_host.files import CHUNK, PARTIAL
 from manyhands.plan.needs import Package
 
 LEAST_FREE_BYTES: Final = 256 << 20
@@ -142,6 +143,7 @@ def check_ready(facts: Facts, job: Job) -> None:
     if raw["torch"] is None:
         raise WorkerError(
             f"{name} has no torch for {facts.python}: install what is missing with `manyhands hosts setup {name}`"
+            f"{container}"
         )
     check_devices(facts, job.devices if facts.gpus is None else job.gpus())
     if not raw["writable"]:
@@ -217,16 +219,18 @@ async def send(
         await send_file(there, sent.file, f"{directory}/{sent.name}")
 
 
-async def send_file(there: Agent, file: Path, path: str) -> int:
+async def send_file(there: Agent, file: Path, path: str, *, sftp: Connection | None = None) -> int:
     """A file of any size to the host; what is there already, of this or an earlier attempt, is not sent again.
 
-    Returns how many bytes were sent. Raises StorageError, ServerUnreachable.
+    sftp: by this connection's, where it has one; the agent compares the hashes, and sends what is missing.
+    Returns how many bytes the agent sent. Raises StorageError, ServerUnreachable.
     """
     with file.open("rb") as opened:
         size = opened.seek(0, os.SEEK_END)
-        hashes = hashes_of(file, size)
-        answer = await there.ask("partial", path=path, hashes=hashes, bytes=size)
-        offset = int(answer["offset"])
+        whole: dict[str, Any] = {"path": path, "hashes": hashes_of(file, size), "bytes": size}
+        offset = int((await there.ask("partial", **whole))["offset"])
+        if offset == 0 and sftp is not None and await sftp.put(file, path + PARTIAL):
+            offset = int((await there.ask("partial", **whole))["offset"])
         if offset < 0:
             return 0
         first = min(offset, size)

@@ -3,9 +3,9 @@
     <WorkDir>/venv/                 python3 -m venv
     <WorkDir>/wheels/<name>.whl     what was sent
 
-The agent there compares the wheel's hashes, and takes it itself where there is no sftp (this machine, wsl, an sshd
-without it). What the wheel needs (torch, ...) is installed by pip there, so its own configuration decides from which
-index. Where it has been made once, the same again needs no network.
+Where there is no sftp (this machine, wsl, an sshd without it) the agent takes the wheel. What that needs (torch, ...)
+is installed by pip there, so its own configuration decides from which index. Where it has been made once, the same
+again needs no network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from manyhands.hosts.check import NEWEST_PYTHON, OLDEST_PYTHON
 from manyhands.hosts.connection import connected
 from manyhands.hosts.hosts_file import Host
 from manyhands.hosts.launch import send_file
-from manyhands.hosts.on_host.files import PARTIAL
 
 NEEDED_BYTES: Final = 6 << 30
 """Of torch with CUDA and the rest."""
@@ -66,8 +65,7 @@ async def setup(
         _check(host, facts, needed=NEEDED_BYTES if dependencies and not system_packages else 0)
         place = f"{facts['work']}/{WHEELS}/{wheel.name}"
         tell(f"sending {wheel.name}")
-        await connection.put(wheel, place + PARTIAL)
-        await send_file(there, wheel, place)  # held to its hashes, and what is not there yet is sent
+        await send_file(there, wheel, place, sftp=connection)
         environment = environment_of(host)
         flags = ["--system-site-packages"] if system_packages else []
         tell(f"making {environment} with Python {'.'.join(map(str, facts['python']))}")

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
-CONTEXT: Final = "max_position_embeddings"
-"""Every causal configuration has it, gpt2 as another name of n_positions."""
-UNLIMITED: Final = -1
-"""What stands there for a family without a limit (xlnet), which cannot be given one."""
+_CONTEXT: Final = "max_position_embeddings"
+_CONTEXTS: Final[Mapping[str, str]] = {"mpt": "max_seq_len", "whisper": "max_target_positions"}
+"""What the longest text is called where it is not max_position_embeddings, or another name of that."""
+_UNLIMITED: Final = -1
+"""What stands there in xlnet, which cannot be given a limit; bloom, mamba and others have no such key."""
 
 _LOOKS_BACK: Final[Mapping[str, Any]] = {"is_decoder": True, "causal": True, "attn_type": "uni"}
 """Keys of families that can see both ways, and do by transformers' defaults."""
@@ -37,7 +40,9 @@ _PADDING: Final[Mapping[str, int]] = {
     "prophetnet": 0,  # must be a row of its positions, too
     "reformer": 0,  # fills its last chunk with it, which nothing before looks at
 }
-"""The families that must have a padding token, and what they get in its place."""
+"""The families that must have a padding token, and what they get in its place: two of them a token, which is learned
+as the others are.
+"""
 _UNUSED: Final[Mapping[str, int]] = {
     **dict.fromkeys(("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"), 1),
     **dict.fromkeys(("camembert", "data2vec-text", "xmod"), 1),
@@ -46,18 +51,29 @@ _UNUSED: Final[Mapping[str, int]] = {
 """Families that count positions from the padding token's number: so many more than that number are never used."""
 
 
-class _Unexpected(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the bars that transformers draws while it saves and loads, and what it advises against and is meant
+    here: token numbers that no token has, no attention mask.
+    """
+
+    def advice(record: logging.LogRecord) -> bool:  # one for each use, of which several may be under way
         return not any(words in record.getMessage() for words in ("_token_id", "automatically padded"))
 
-
-for _name in (
-    "configuration_utils",
-    "generation.configuration_utils",
-    "modeling_utils",
-    "models.reformer.modeling_reformer",
-):
-    logging.getLogger(f"transformers.{_name}").addFilter(_Unexpected())  # what is done here on purpose
+    shown, handlers = (
+        transformers_logging.is_progress_bar_enabled(),
+        logging.getLogger("transformers").handlers,
+    )
+    transformers_logging.disable_progress_bar()
+    for handler in handlers:
+        handler.addFilter(advice)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(advice)
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def looks_back(known: Container[str]) -> dict[str, Any]:
@@ -71,7 +87,7 @@ def defaults_of(model_type: str, known: Container[str]) -> dict[str, Any]:
 
 
 def set_no_padding(config: Any) -> None:
-    """No token of the vocabulary is padding. Raises what transformers raises for a family that has to have one."""
+    """Of a model whose samples have no padding. Raises what transformers raises for a family that has to have it."""
     config.pad_token_id = _PADDING.get(config.model_type)
 
 
@@ -88,20 +104,30 @@ def train_every_row(model: nn.Module) -> None:
             module.padding_idx = None
 
 
+def context_key(config: Any) -> str | None:
+    """What the longest text is called, as it is written; None for a family without a limit."""
+    key = _CONTEXTS.get(config.model_type, _CONTEXT)
+    written = str(config.attribute_map.get(key, key))
+    return written if getattr(config, written, _UNLIMITED) != _UNLIMITED else None
+
+
 def context_of(config: Any) -> int | None:
     """The longest text in tokens; None for a model without a limit."""
-    positions = getattr(config, CONTEXT, UNLIMITED)
-    return None if positions == UNLIMITED else int(positions) - _unused(config)
+    key = context_key(config)
+    return None if key is None else int(getattr(config, key)) - _unused(config)
 
 
 def set_context(config: Any, tokens: int) -> None:
-    """Make room for so many. Raises what transformers raises for a family of another form."""
+    """Make room for so many. Raises ValueError where the family cannot have just so many, and what transformers
+    raises for one of another form.
+    """
     if config.model_type == "reformer":
         chunk = math.lcm(*(getattr(config, f"{kind}_attn_chunk_length") for kind in set(config.attn_layers)))
         if tokens > chunk and tokens % chunk:
             raise ValueError(f"{tokens} is no multiple of {chunk}, its chunks' length")
-    if getattr(config, CONTEXT, None) != UNLIMITED:
-        setattr(config, CONTEXT, tokens + _unused(config))
+    key = context_key(config)
+    if key is not None:
+        setattr(config, key, tokens + _unused(config))
 
 
 def _unused(config: Any) -> int:

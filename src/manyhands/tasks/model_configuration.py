@@ -10,21 +10,20 @@ them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from manyhands.errors import PlanError, WorkerError
 from manyhands.plan.language_model import LanguageModelTask
 from manyhands.tasks.causal_models import (
-    CONTEXT,
+    context_key,
     context_of,
     defaults_of,
+    quietly,
     set_context,
     set_no_padding,
     train_every_row,
@@ -52,6 +51,7 @@ _FAULTS: Final = (
 """What the models of transformers raise for keys that do not go together."""
 
 
+@quietly()
 def model_configuration(task: LanguageModelTask, vocabulary_size: int, end_id: int) -> dict[str, Any]:
     """The complete configuration as plain data. Raises PlanError for keys or values that do not fit the
     model.
@@ -71,6 +71,7 @@ def model_configuration(task: LanguageModelTask, vocabulary_size: int, end_id: i
     return as_trained(config)
 
 
+@quietly()
 def check_model(task: LanguageModelTask) -> None:
     """Raise PlanError for keys or values that do not fit the model, before there is a tokenizer."""
     _checked(task)
@@ -95,7 +96,10 @@ def _checked(task: LanguageModelTask) -> Any:
         set_no_padding(config)
     except _FAULTS as error:
         raise PlanError(f"task.model for {task.model_type!r}: {_first_lines(error)}") from error
-    named = {CONTEXT, config.attribute_map.get(CONTEXT, CONTEXT)} & set(task.model)
+    limit = context_key(config)
+    named = {
+        name for name in task.model if limit is not None and config.attribute_map.get(name, name) == limit
+    }
     if not named:
         try:
             set_context(config, task.block_size)
@@ -106,7 +110,7 @@ def _checked(task: LanguageModelTask) -> Any:
             ) from error
     elif (context := context_of(config)) is not None and context < task.block_size:
         raise PlanError(
-            f"task.model.{named.pop()} is {getattr(config, CONTEXT)}, less than task.block_size "
+            f"task.model.{named.pop()} is {getattr(config, str(limit))}, less than task.block_size "
             f"{task.block_size} needs: leave it out, or make it larger"
         )
     return config
@@ -118,6 +122,7 @@ def as_trained(config: Any) -> dict[str, Any]:
     return dict(config.to_dict())
 
 
+@quietly()
 def causal_configuration(values: Mapping[str, Any], where: str) -> Any:
     """A configuration object of transformers from the plain data of `where`. Raises PlanError if there is no causal
     language model for it.
@@ -130,13 +135,16 @@ def causal_configuration(values: Mapping[str, Any], where: str) -> Any:
     return config
 
 
+@quietly()
 def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
     """A model of this configuration with random weights from the global generator, in fp32 and in training
     mode.
     """
-    values = {key: value for key, value in configuration.items() if key != "transformers_version"}
-    config = AutoConfig.for_model(**values)
+    kind = configuration.get("model_type")
     try:
+        config = AutoConfig.for_model(
+            **{key: value for key, value in configuration.items() if key != "transformers_version"}
+        )
         model = with_attention(
             lambda attention: AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         )
@@ -146,13 +154,14 @@ def build_model(configuration: Mapping[str, Any]) -> torch.nn.Module:
                 f"a model of these sizes does not fit in memory: make it smaller (task.model): {_first_lines(error)}"
             ) from error
         raise PlanError(
-            f"model_type {config.model_type!r} cannot be made as task.model describes it: {_first_lines(error)}"
+            f"model_type {kind!r} cannot be made as task.model describes it: {_first_lines(error)}"
         ) from error
     train_every_row(model)
     module: torch.nn.Module = model.float().train()
     return module
 
 
+@quietly()
 def check_causal(model: torch.nn.Module, configuration: Mapping[str, Any]) -> None:
     """Raises PlanError for a model that sees the tokens which it is to predict, as one that was made to fill gaps
     does, or that cannot be called with tokens alone.
@@ -189,18 +198,6 @@ def with_attention(make: Callable[[str], T]) -> T:
         if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
             raise
         return make("eager")
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """transformers draws bars on stderr while it saves and loads; our output is tables and events."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _known_keys(task: LanguageModelTask) -> set[str]:

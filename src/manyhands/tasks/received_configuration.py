@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from manyhands.errors import DataError
 from manyhands.plan.language_model import LanguageModelTask
 from manyhands.plan.safety import refuse_code
-from manyhands.tasks.causal_models import CONTEXT
+from manyhands.tasks.causal_models import context_key, defaults_of
 from manyhands.tasks.model_configuration import model_configuration
 
 
@@ -43,7 +43,14 @@ def check_received(
 def _implied(task: LanguageModelTask, vocabulary_size: int) -> dict[str, Any]:
     """What the plan determines of the configuration, by the names under which it is written."""
     complete = json.loads(json.dumps(model_configuration(task, vocabulary_size, end_id=0)))
-    other_names = AutoConfig.for_model(task.model_type).attribute_map
-    keys = {"model_type", "vocab_size", CONTEXT, *task.model, *(key for key in complete if "drop" in key)}
-    written = sorted({other_names.get(key, key) for key in keys} & set(complete))
+    family = AutoConfig.for_model(task.model_type)
+    keys = {
+        "model_type",
+        "vocab_size",
+        "pad_token_id",
+        context_key(family),
+        *defaults_of(task.model_type, complete),
+    }
+    keys |= {*task.model, *(key for key in complete if "drop" in key)}
+    written = sorted({family.attribute_map.get(key, key) for key in keys} & set(complete))
     return {key: complete[key] for key in written}

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from manyhands.errors import DataError
-from manyhands.tasks.causal_models import context_of
+from manyhands.tasks.causal_models import context_of, quietly
 from manyhands.tasks.language_model.saved import load_language_model, load_tokenizer
 
 
+@quietly()
 def sample_text(
     directory: Path,
     *,

@@ -227,31 +227,50 @@ def sweep_here(
         which = f"[{number}/{len(combinations)}] {swept}"
         click.echo(which, err=True)
         place = [] if directory is None else ["--directory", str(directory / str(number))]
-        code = _carried_out([sys.executable, "-m", "manyhands", *others, *place, *combination])
+        code, asked = _carried_out([sys.executable, "-m", "manyhands", *others, *place, *combination])
+        if asked and number < len(combinations):
+            code = code or Interrupted.exit_code  # it was just finishing: the next is not begun
         if code:
-            how = {Interrupted.exit_code: "was interrupted", 128 + signal.SIGKILL: "was killed by SIGKILL"}
-            text = f"{which} {how.get(code, f'ended with exit code {code}')}"
-            if told_apart:
-                text += "; the same command with resume=latest goes on"
-            click.echo(text, err=True)
-            raise click.exceptions.Exit(code)
+            raise click.exceptions.Exit(_told_of(which, code, goes_on=told_apart))
 
 
-def _carried_out(command: Sequence[str]) -> int:
-    """Run a training; it saves and ends where this process is asked to. Its exit code, 128 + n for signal n."""
-    process = subprocess.Popen(command)
+def _told_of(which: str, code: int, *, goes_on: bool) -> int:
+    """Say how a training of a sweep has ended, and with it the sweep."""
+    ends = {Interrupted.exit_code: "was interrupted", 128 + signal.SIGKILL: "was killed by SIGKILL"}
+    text = f"{which} {ends.get(code, f'ended with exit code {code}')}"
+    if goes_on:
+        mended = "" if code in ends else "mend that, and "
+        text += f"; {mended}the same command with resume=latest goes on"
+    click.echo(text, err=True)
+    return code
+
+
+def _carried_out(command: Sequence[str]) -> tuple[int, bool]:
+    """Run a training, which saves and ends where this process is asked to. Its exit code, 128 + n for signal n, and
+    whether this process was asked.
+
+    It has a session of its own: what a terminal, a service manager or `timeout` sends to all would come to it twice,
+    and the second has it leave at once.
+    """
+    asked: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGTERM or not sys.stdin.isatty():  # a terminal sends SIGINT to both
+        asked.append(number)
+        if process is not None:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {n: signal.signal(n, pass_on) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     try:
+        process = subprocess.Popen(command, start_new_session=True)
+        if asked:  # before there was anybody to pass it on to
+            process.send_signal(asked[0])
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+    return code if code >= 0 else 128 - code, bool(asked)
 
 
 def _check_apart(configurations: Sequence[Configuration], directory: Path | None) -> None:

@@ -55,7 +55,7 @@ class TrainingTable:
         match event["kind"]:
             case "started":
                 self._began_ms = self._began_ms or event["time_ms"]
-                self._last = (event["time_ms"], event["step"])
+                self._last = self._since = (event["time_ms"], event["step"])
                 self.state = "training"
             case "evaluation" if self._set in (None, event["set"]):
                 self._set = event["set"]

@@ -18,8 +18,8 @@ from manyhands.plan.fine_tuning import Adapter
 from manyhands.plan.resolve import resolve
 from manyhands.plan.schema import Plan
 from manyhands.simulation import simulate
+from manyhands.tasks.causal_models import quietly
 from manyhands.tasks.language_model import FAMILY
-from manyhands.tasks.model_configuration import without_progress_bars
 from manyhands.tasks.protocol import Prepared, Task
 from manyhands.tasks.sample import sample_text
 
@@ -49,7 +49,7 @@ def test_only_the_adapter_is_trainable_and_the_base_is_the_existing_one(
     assert all(".lora_" in p.name and min(p.shape) == 2 for p in trainable)
     first = load_file(made.first_weights)
     model.load_state_dict(first, strict=False)
-    with without_progress_bars():
+    with quietly():
         base = AutoModelForCausalLM.from_pretrained(existing)
     tokens = task.batch(np.arange(2))["tokens"][:, :-1]
     ours, theirs = model(input_ids=tokens).logits, base(input_ids=tokens).logits
@@ -91,7 +91,7 @@ def test_what_a_person_keeps_is_the_adapter_as_peft_loads_it(
     model = task.build_model().eval()
     model.load_state_dict(weights, strict=False)
     tokens = task.batch(np.arange(2))["tokens"][:, :-1]
-    with torch.no_grad(), without_progress_bars():
+    with torch.no_grad(), quietly():
         ours = model(input_ids=tokens).logits
         base = AutoModelForCausalLM.from_pretrained(existing)
         assert not torch.allclose(ours, base(input_ids=tokens).logits)

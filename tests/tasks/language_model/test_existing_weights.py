@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, RobertaConfig, RobertaForMaskedLM
 from manyhands.data.tokens import open_tokens
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.schema import Plan
+from manyhands.tasks.causal_models import quietly
 from manyhands.tasks.language_model import FAMILY
-from manyhands.tasks.model_configuration import without_progress_bars
 
 MakePlan = Callable[..., Plan]
 
@@ -38,7 +38,7 @@ def test_weights_architecture_and_tokenizer_are_the_existing_ones(
         == open_tokens(existing.parent / "materials" / "train.tokens").tolist()
     )
     model.load_state_dict(first, strict=False)
-    with without_progress_bars():
+    with quietly():
         theirs = AutoModelForCausalLM.from_pretrained(existing).eval()
     tokens = task.batch(np.arange(2))["tokens"][:, :-1]
     torch.testing.assert_close(model(input_ids=tokens).logits, theirs(input_ids=tokens).logits)
@@ -52,7 +52,7 @@ def test_a_model_that_was_made_to_fill_gaps_learns_to_look_back(
         vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=18, pad_token_id=1,
     )  # fmt: skip
-    with without_progress_bars():
+    with quietly():
         RobertaForMaskedLM(config).save_pretrained(tmp_path / "gaps")
     for file in existing.glob("tokenizer*"):
         shutil.copy(file, tmp_path / "gaps")
@@ -66,6 +66,9 @@ def test_a_model_that_was_made_to_fill_gaps_learns_to_look_back(
     assert task.loss(task.build_model(), task.batch(np.arange(2))).mean.isfinite()
     with pytest.raises(PlanError, match=r"task\.block_size is 17, .* a context of 16 tokens"):
         FAMILY.prepare(tuning_plan(weights=str(tmp_path / "gaps"), block_size=17), tmp_path / "longer")
+    file = tmp_path / "gaps" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": None}))
+    FAMILY.prepare(plan, tmp_path / "without padding")
 
 
 def test_weights_of_another_dtype_are_widened(tuning_plan: MakePlan, existing: Path, tmp_path: Path) -> None:
@@ -84,6 +87,7 @@ def test_weights_of_another_dtype_are_widened(tuning_plan: MakePlan, existing: P
         ({"quantization_config": {"bits": 4}}, "quantized weights"),
         ({"model_type": "nonesuch"}, "nonesuch"),
         ({"model_type": "vit"}, "no causal language model"),
+        ({"vocab_size": None}, r"config\.json.*'vocab_size' expected int"),
         ({"vocab_size": 10}, r"the tokenizer has 300 tokens.*knows 10"),
         ({"n_layer": 2}, r"missing keys of model_type 'gpt2', as 'transformer\.h\.1"),
         ({"n_embd": 32}, "fetch"),
@@ -96,6 +100,16 @@ def test_what_does_not_fit_is_refused(
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | change))
     with pytest.raises((DataError, PlanError), match=message):
+        FAMILY.prepare(tuning_plan(weights=str(other)), tmp_path / "materials")
+
+
+def test_an_adapter_of_itself_is_refused(tuning_plan: MakePlan, existing: Path, tmp_path: Path) -> None:
+    other = tmp_path / "adapter"
+    other.mkdir()
+    for file in existing.glob("tokenizer*"):
+        shutil.copy(file, other)
+    (other / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(other)}))
+    with pytest.raises(DataError, match="is its own base; give whole weights"):
         FAMILY.prepare(tuning_plan(weights=str(other)), tmp_path / "materials")
 
 

@@ -18,13 +18,19 @@ from manyhands.config import run_like
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.safety import refuse_code
 from manyhands.tasks.adapter import base_of, merged
-from manyhands.tasks.causal_models import context_of, looks_back, set_no_padding, train_every_row
+from manyhands.tasks.causal_models import (
+    context_key,
+    context_of,
+    looks_back,
+    quietly,
+    set_no_padding,
+    train_every_row,
+)
 from manyhands.tasks.hub import WEIGHT_FILES, local_copy
 from manyhands.tasks.model_configuration import (
     as_trained,
     causal_configuration,
     with_attention,
-    without_progress_bars,
 )
 
 SETTING: Final = "task.weights"
@@ -64,9 +70,7 @@ def existing_configuration(
 
     Raises DataError for one that is broken or names code; PlanError if the tokens do not fit the model.
     """
-    while (base := base_of(directory)) is not None:
-        directory = local_copy(base, WEIGHT_FILES, setting=SETTING)
-    file = directory / "config.json"
+    file = _bases(directory)[-1] / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -75,6 +79,13 @@ def existing_configuration(
     config = causal_configuration(
         {k: v for k, v in values.items() if k not in ("transformers_version", "_name_or_path")}, f"{file}"
     )
+    for key in ("vocab_size", context_key(config)):
+        if key is not None and not isinstance(getattr(config, key), int):
+            raise DataError(
+                f"{file}: {key!r} is {getattr(config, key)!r}, expected a number; fetch the weights again"
+            )
+    if not _is_token(getattr(config, "pad_token_id", None), vocabulary_size):
+        set_no_padding(config)
     context = context_of(config)
     if context is not None and context < block_size:
         raise PlanError(
@@ -94,8 +105,6 @@ def existing_configuration(
     config.eos_token_id = end_id
     if not _is_token(getattr(config, "bos_token_id", None), vocabulary_size):
         config.bos_token_id = end_id
-    if not _is_token(getattr(config, "pad_token_id", None), vocabulary_size):
-        set_no_padding(config)
     return as_trained(config)
 
 
@@ -103,11 +112,29 @@ def load_existing(directory: Path, configuration: Mapping[str, Any]) -> torch.nn
     """The model with the weights of `directory`, in fp32 and training mode, on the CPU. Raises DataError if they
     are not whole or not those of the configuration.
     """
-    base = base_of(directory)
-    if base is not None:
-        below = load_existing(local_copy(base, WEIGHT_FILES, setting=SETTING), configuration)
-        whole: torch.nn.Module = merged(below, directory).float().train()
-        return whole
+    *adapters, directory = _bases(directory)
+    model = _load(directory, configuration)
+    for adapter in reversed(adapters):
+        model = merged(model, adapter)
+    train_every_row(model)
+    module: torch.nn.Module = model.float().train()
+    return module
+
+
+def _bases(directory: Path) -> list[Path]:
+    """The directory, and where it has an adapter what that is of, down to whole weights. Raises DataError."""
+    found = [directory]
+    while (base := base_of(found[-1])) is not None:
+        below = local_copy(base, WEIGHT_FILES, setting=SETTING)
+        if below.resolve() in {each.resolve() for each in found}:
+            raise DataError(
+                f"{SETTING} {directory}: the adapter in {below} is its own base; give whole weights"
+            )
+        found.append(below)
+    return found
+
+
+def _load(directory: Path, configuration: Mapping[str, Any]) -> torch.nn.Module:
     config = AutoConfig.for_model(**{k: v for k, v in configuration.items() if k != "transformers_version"})
 
     def load(attention: str) -> Any:
@@ -123,7 +150,7 @@ def load_existing(directory: Path, configuration: Mapping[str, Any]) -> torch.nn
         )
 
     try:
-        with without_progress_bars():
+        with quietly():
             model, info = with_attention(load)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(
@@ -135,9 +162,8 @@ def load_existing(directory: Path, configuration: Mapping[str, Any]) -> torch.nn
                 f"{SETTING} {directory}: {len(found)} {fault.replace('_', ' ')} of model_type {config.model_type!r}, "
                 f"as {min(map(str, found))!r}: files are missing, or not of this configuration; fetch them again"
             )
-    train_every_row(model)
-    module: torch.nn.Module = model.float().train()
-    return module
+    loaded: torch.nn.Module = model
+    return loaded
 
 
 def _is_token(value: Any, vocabulary_size: int) -> bool:

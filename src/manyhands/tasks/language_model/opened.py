@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerFast
 from manyhands.data.tokens import TokenArray, sample_count, windows
 from manyhands.plan.fine_tuning import Adapter
 from manyhands.tasks.adapter import save_adapter, with_adapter
-from manyhands.tasks.causal_models import padding_of
-from manyhands.tasks.model_configuration import build_model, without_progress_bars
+from manyhands.tasks.causal_models import padding_of, quietly
+from manyhands.tasks.model_configuration import build_model
 from manyhands.tasks.protocol import TRAINING, VALIDATION, Batch, Loss, Metrics
 from manyhands.tasks.tokenizer import UNKNOWN
 
@@ -77,12 +77,12 @@ class LanguageModel:
         """Config, safetensors and tokenizer, as AutoModelForCausalLM and AutoTokenizer load them offline; with an
         adapter its own configuration and tensors alone, as peft loads them onto the base.
         """
-        with without_progress_bars(), torch.device("meta"):
+        with quietly(), torch.device("meta"):
             model = self.build_model()
         if self.adapter is not None:
             save_adapter(model, weights, self.base or "", directory)
         else:
-            with without_progress_bars():
+            with quietly():
                 model.save_pretrained(directory, state_dict=dict(weights))  # type: ignore[operator]
         as_transformers(self.tokenizer, self.configuration, self.block_size).save_pretrained(directory)
 

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manyhands.errors import DataError
 from manyhands.tasks.adapter import CONFIGURATION, base_of, merged
-from manyhands.tasks.causal_models import context_of
-from manyhands.tasks.model_configuration import without_progress_bars
+from manyhands.tasks.causal_models import context_of, quietly
 from manyhands.tasks.protocol import Saved
 from manyhands.tasks.saved import task_that_saved
 
@@ -72,7 +71,7 @@ def load_language_model(directory: Path) -> Any:
 
 def _pretrained(name: str | Path, where: str) -> Any:
     try:
-        with without_progress_bars():
+        with quietly():
             return AutoModelForCausalLM.from_pretrained(
                 name, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )

@@ -37,7 +37,8 @@ class LoopbackHost:
     def __init__(self, directory: Path, *, user: str | None = None, home: Path | None = None) -> None:
         self.directory, self.user = directory, user or getpass.getuser()
         self.home, self.client = home or directory / "home", directory / "client"
-        self.port, self.sftp = free_port(), True
+        self.port = free_port()
+        self.sftp: str | None = "internal-sftp"
         self._own_user = user is not None
         self._sshd: subprocess.Popen[bytes] | None = None
         self.home.mkdir(exist_ok=True, parents=True)
@@ -129,7 +130,7 @@ class LoopbackHost:
             f"AuthorizedKeysFile {self.directory}/authorized_keys\nPidFile {self.directory}/sshd.pid\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\n"
             "PermitRootLogin yes\nMaxStartups 100:30:200\n"
-            + ("Subsystem sftp internal-sftp\n" if self.sftp else "")
+            + (f"Subsystem sftp {self.sftp}\n" if self.sftp else "")
             + own_home
         )
 
