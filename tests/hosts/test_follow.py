@@ -22,7 +22,7 @@ from manyhands.hosts.follow import EVENTS, LOG, Copy, Follower
 from manyhands.hosts.hosts_file import Host, host_named
 from manyhands.hosts.on_host.processes import begun
 from manyhands.hosts.patience import Patience
-from manyhands.hosts.watching import exit_code_of, words_of
+from manyhands.hosts.watching import exit_code_of, stop_in_words, words_of
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 TELLING = """
@@ -381,6 +381,33 @@ def test_stop_asks_the_program_and_now_ends_all_that_it_started(run: Run) -> Non
     assert (ending["exit_code"], ending["signal"]) == (137, 9)
     assert words_of("server1", ending) == "the training on server1 was asked to end at once, and has ended"
     assert begun(int(ending["tail"][-1])) is None
+
+
+def test_one_that_was_asked_twice_saves_and_its_graphs_are_made(run: Run) -> None:
+    """As by a person and then because another host of it has ended."""
+    twice = "import signal, sys, time\nasked = []\nsignal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n" \
+        "print('begun', flush=True)\nwhile not asked: time.sleep(0.1)\n" \
+        "time.sleep(2)\nsys.exit(130 if len(asked) == 1 else 143)"  # fmt: skip
+
+    async def ask() -> dict[str, Any]:
+        async with reached(host_named("server1")) as there:
+            for _ in range(2):
+                answer = await there.ask("stop", run=str(run.directory), now=False)
+                assert stop_in_words(answer["status"], now=False) == "is asked to save and end"
+                await asyncio.sleep(0.5)
+            while answer["status"]["phase"] == "training":
+                await asyncio.sleep(0.2)
+                answer = await there.ask("status", run=str(run.directory))
+            answer = await there.ask("stop", run=str(run.directory), now=False)
+            said = stop_in_words(answer["status"], now=False)
+            assert said == "has ended, and makes ONNX graphs of its checkpoints"
+        return await run.follower([], []).until_its_end()
+
+    run.start("/usr/bin/env", "python3", "-c", twice, export=["/bin/sh", "-c", "sleep 3; touch after"])
+    time.sleep(1)
+    ending = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert ending["exit_code"] == 130
+    assert (run.directory / "after").exists()
 
 
 def test_the_environment_of_a_job_is_nobody_elses(run: Run) -> None:

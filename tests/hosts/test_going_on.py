@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from manyhands.errors import DataError, PlanError
+from manyhands.engine.configuration import configure
+from manyhands.errors import DataError, PlanError, Refused
 from manyhands.hosts.agent import Agent
 from manyhands.hosts.going_on import Found, check_here, origin_of
 from manyhands.hosts.record import Part, Record, recorded
+from manyhands.plan.resolve import plan_hash
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 Begun = Callable[..., tuple[Record, list[str]]]
 ENDED = {"state": "ended", "exit_code": 0}
 
 
-def kept(directory: Path, *steps: int, events: str = "") -> Path:
+BEGUN = ("task=tabular", "task.table.generated_rows=200", "local.steps=5", "local.batch_size=8")  # by `begun`
+MADE_WITH = plan_hash(configure(BEGUN).plan)
+
+
+def kept(directory: Path, *steps: int, events: str = "", made_with: str = MADE_WITH) -> Path:
     """A training of this machine, with checkpoints in two files."""
     for step in steps:
         checkpoint = directory / "checkpoints" / f"step-{step:08}"
         (checkpoint / "state").mkdir(parents=True)
-        (checkpoint / "checkpoint.json").write_text(str(step))
+        record = {"version": 2, "step": step, "sample": 0, "plan_hash": made_with}
+        (checkpoint / "training.json").write_text(json.dumps(record))
         (checkpoint / "state" / "model.safetensors").write_bytes(b"weights" * (step % 100))
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "events.jsonl").write_text(events)
@@ -52,7 +60,7 @@ def test_the_named_checkpoint_is_sent_with_its_events(host: LoopbackHost, begun:
     record, _ = begun(here, f"resume={here / 'checkpoints' / 'step-00000005'}")
     there = Path(record.parts[0].directory)
     assert names(there / "checkpoints") == ["step-00000005"]
-    for file in ("checkpoint.json", "state/model.safetensors"):
+    for file in ("training.json", "state/model.safetensors"):
         sent = there / "checkpoints" / "step-00000005" / file
         assert sent.read_bytes() == (here / "checkpoints" / "step-00000005" / file).read_bytes()
     assert resumed(record) == str(there / "checkpoints" / "step-00000005")
@@ -70,11 +78,13 @@ def test_a_course_that_is_left_is_left_on_both_sides(host: LoopbackHost, begun: 
             (directory / "exports" / f"step-{step:08}.onnx").write_bytes(b"graph")
             (directory / "exports" / f"step-{step:08}.onnx.json").write_text("{}")
     named = f"resume={here / 'checkpoints' / 'step-00000005'}"
-    (there / "checkpoints" / "step-00000005" / "checkpoint.json").write_text("of another")
+    (there / "checkpoints" / "step-00000005" / "training.json").write_text("of another")
     with pytest.raises(PlanError, match="another step-00000005"):
         begun(here, named)
     assert "step-00000015" in names(there / "checkpoints"), "what is refused changes nothing"
-    (there / "checkpoints" / "step-00000005" / "checkpoint.json").write_text("5")
+    shutil.copy(
+        here / "checkpoints" / "step-00000005" / "training.json", there / "checkpoints" / "step-00000005"
+    )
     _, told = begun(here, named)
     assert "server1: set aside, into checkpoints/aside: step-00000010, step-00000015" in told
     for directory in (here, there):
@@ -101,7 +111,7 @@ def test_a_checkpoint_that_was_cut_off_is_none(
     ask = Agent.ask
 
     async def cut(self: Agent, op: str, body: bytes = b"", **fields: object) -> dict[str, object]:
-        if op == "partial" and str(fields["path"]).endswith("model.safetensors"):
+        if op == "partial" and str(fields["path"]).endswith("training.json"):
             raise DataError("cut off")
         return await ask(self, op, body, **fields)
 
@@ -164,6 +174,23 @@ def test_another_training_there_is_refused_before_anything_is_sent(host: Loopbac
     with pytest.raises(PlanError, match="server1 has another training in"):
         begun(here, "resume=latest")
     assert not (here / "host.json").exists()
+
+
+@pytest.mark.parametrize("here_too", [True, False])
+def test_another_plan_is_refused_and_changes_nothing(
+    host: LoopbackHost, begun: Begun, here_too: bool
+) -> None:
+    here = host.manyhands_home / "runs" / f"planned-{here_too}"
+    record, _ = begun(here)
+    end(here)
+    there = Path(record.parts[0].directory)
+    for directory in (here, there) if here_too else (there,):
+        kept(directory, 5)
+    before = [(directory / "plan.yaml").read_text() for directory in (here, there)]
+    with pytest.raises(Refused, match=r"belongs to another plan \(local.steps is 5 there and 7 here\)"):
+        begun(here, f"resume={here}", "local.steps=7")
+    assert [(directory / "plan.yaml").read_text() for directory in (here, there)] == before
+    begun(here, f"resume={here}")
 
 
 def test_the_name_of_a_directory_is_the_runs(host: LoopbackHost, begun: Begun, tmp_path: Path) -> None:

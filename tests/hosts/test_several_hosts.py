@@ -216,10 +216,11 @@ def test_stop_while_one_is_being_begun(
                 raise ServerUnreachable("server2: no route")
         return Record(run=wish.run, parts=(Part(host=hosts[0].host_name, directory="/"),))
 
-    async def stop(part: Part, *, docker: bool, now: bool) -> None:
+    async def stop(part: Part, *, docker: bool, now: bool) -> dict[str, Any]:
         assert not docker
         assert not now
         stopped.append(part.host)
+        return {"state": "running", "phase": "training"}
 
     async def watch(_directory: Path, record: Record, _view: View, *, replay: bool) -> Outcome:
         assert not replay

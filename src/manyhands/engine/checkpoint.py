@@ -40,10 +40,10 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
 from manyhands.config.checkpoint_names import RUN, TRAINING, name_of
-from manyhands.engine.faults import check_plan_of
 from manyhands.engine.kept_checkpoints import (
     RECORD,
     VERSION,
+    check_plan_of,
     checkpoints,
     find_checkpoint,
     others_in_words,

@@ -6,23 +6,19 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
-from manyhands.config import differences, shown
-from manyhands.engine.kept_checkpoints import checkpoints, find_checkpoint, record_of
+from manyhands.engine.kept_checkpoints import check_plan_of, checkpoints, find_checkpoint
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.world import Place, data_size_of, is_lost
 from manyhands.errors import ManyhandsError, PlanError, RankLost, Refused, WorkerError
-from manyhands.plan.resolve import PLAN_FILE, agreed, plan_hash, read_plan_file, resolve
 from manyhands.plan.schema import Plan
 from manyhands.tasks.registry import check_task
 
 _SOURCE: Final = re.compile(r"\[/\S+:\d+\] ?")
 """Where in torch's own sources something was found."""
-_TOLD: Final = 4
-"""So many settings are named where two plans differ."""
 
 
 def check_trainable(
@@ -64,33 +60,6 @@ def _check_directory(plan: Plan, directory: Path, resume: Path | None) -> None:
             f"{directory} holds checkpoints of an earlier training: go on from it with --resume {directory}, or "
             "choose another directory"
         )
-
-
-def check_plan_of(checkpoint: Path, plan: Plan) -> dict[str, Any]:
-    """The record of a checkpoint. Raises Refused if it is of another plan, StorageError if it is broken."""
-    record = record_of(checkpoint)
-    if record["plan_hash"] != plan_hash(plan):
-        raise Refused(
-            f"checkpoint {checkpoint} belongs to another plan{_what_differs(checkpoint, record['plan_hash'], plan)}: "
-            "resume with the plan it was made with, or begin afresh, in another directory, from its weights "
-            f"(task.weights={checkpoint}) or without"
-        )
-    return record
-
-
-def _what_differs(checkpoint: Path, made_with: str, plan: Plan) -> str:
-    """In words, if the plan that a checkpoint was made with is still beside it; else the two hashes."""
-    kept = checkpoint.resolve().parent.parent / PLAN_FILE
-    try:
-        other = resolve(read_plan_file(kept), where=str(kept))
-    except PlanError:
-        other = plan
-    if plan_hash(other) != made_with:
-        return f" ({made_with[:16]}..., this plan is {plan_hash(plan)[:16]}...)"
-    here, there = (agreed(each).model_dump(mode="json") for each in (plan, other))
-    told = [f"{path} is {shown(b)} there and {shown(a)} here" for path, a, b in differences(here, there)]
-    more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
-    return f" ({'; '.join(told[:_TOLD])}{more})"
 
 
 def in_words(error: RuntimeError, place: Place, missing: Sequence[int] = ()) -> ManyhandsError | None:

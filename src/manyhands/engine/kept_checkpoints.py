@@ -11,14 +11,19 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from manyhands.config import differences, shown
 from manyhands.config.checkpoint_names import TRAINING, number_of, numbered
-from manyhands.errors import StorageError
+from manyhands.errors import PlanError, Refused, StorageError
+from manyhands.plan.resolve import PLAN_FILE, agreed, plan_hash, read_plan_file, resolve
+from manyhands.plan.schema import Plan
 from manyhands.storage.durable import write_whole
 
 VERSION: Final = 2
 RECORD: Final = "training.json"
 LATEST: Final = "latest"
 ASIDE: Final = "aside"
+_TOLD: Final = 4
+"""So many settings are named where two plans differ."""
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -84,16 +89,52 @@ def record_of(path: Path) -> dict[str, Any]:
     """What a training's checkpoint says of itself (training.json). Raises StorageError if it is broken."""
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        version, step, sample, plan_hash = (record[key] for key in ("version", "step", "sample", "plan_hash"))
+        version, step, sample, made_with = (record[key] for key in ("version", "step", "sample", "plan_hash"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"checkpoint {path / RECORD}: {error}; {others_in_words(path)}") from error
     if version != VERSION:
         raise StorageError(
             f"checkpoint {path} has format version {version!r}, this program reads {VERSION}; update it"
         )
-    if not (isinstance(step, int) and isinstance(sample, int) and isinstance(plan_hash, str)):
+    if not (isinstance(step, int) and isinstance(sample, int) and isinstance(made_with, str)):
         raise StorageError(f"checkpoint {path / RECORD}: step, sample or plan_hash has the wrong type")
     return dict(record)
+
+
+def check_plan_of(checkpoint: Path, plan: Plan) -> dict[str, Any]:
+    """The record of a checkpoint. Raises Refused if it is of another plan, StorageError if it is broken."""
+    record = record_of(checkpoint)
+    check_made_with(checkpoint, record["plan_hash"], plan)
+    return record
+
+
+def check_made_with(checkpoint: Path, made_with: str, plan: Plan) -> None:
+    """Raises Refused if a checkpoint, be it here or elsewhere, was made with a plan of another hash than `plan`."""
+    if made_with != plan_hash(plan):
+        raise Refused(
+            f"checkpoint {checkpoint} belongs to another plan{_what_differs(checkpoint, made_with, plan)}: "
+            "resume with the plan it was made with, or begin afresh, in another directory, from its weights "
+            f"(task.weights={checkpoint}) or without"
+        )
+
+
+def _what_differs(checkpoint: Path, made_with: str, plan: Plan) -> str:
+    """In words, if the plan that a checkpoint was made with is still beside it; else the two hashes."""
+    other = kept_plan(checkpoint.resolve().parent.parent) or plan
+    if plan_hash(other) != made_with:
+        return f" ({made_with[:16]}..., this plan is {plan_hash(plan)[:16]}...)"
+    here, there = (agreed(each).model_dump(mode="json") for each in (plan, other))
+    told = [f"{path} is {shown(b)} there and {shown(a)} here" for path, a, b in differences(here, there)]
+    more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    return f" ({'; '.join(told[:_TOLD])}{more})"
+
+
+def kept_plan(directory: Path) -> Plan | None:
+    """A training's, from its directory; None where it is missing or broken."""
+    try:
+        return resolve(read_plan_file(directory / PLAN_FILE), where=str(directory))
+    except PlanError:
+        return None
 
 
 def point_to(directory: Path, name: str) -> None:

@@ -27,6 +27,7 @@ from manyhands.hosts.going_on import (
     Found,
     Origin,
     check_here,
+    check_plan,
     found_there,
     leave_newer,
     leave_newer_there,
@@ -120,6 +121,7 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
         found = await asyncio.gather(*map(found_there, agents, record.parts, repeat(resume), own))
         origin = None if resume is None else origin_of(wish.directory, resume, found[0])
         if origin is not None:
+            check_plan(wish.directory, origin, inputs.plan)
             jobs = [replace(job, resume=origin.name) for job in jobs]
         if len(hosts) > 1:
             await _check_apart(agents, record)

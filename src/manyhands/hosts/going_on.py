@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from manyhands.config.checkpoint_names import TRAINING, is_name, number_of, numbered
+from manyhands.engine.kept_checkpoints import check_made_with, check_plan_of, kept_plan
 from manyhands.errors import DataError, PlanError, StorageError
 from manyhands.hosts.agent import Agent
 from manyhands.hosts.follow import EVENTS
@@ -20,6 +21,8 @@ from manyhands.hosts.inputs import CODE, INPUTS
 from manyhands.hosts.launch import Facts, hashes_of, send_file
 from manyhands.hosts.on_host import trainings
 from manyhands.hosts.record import Part, recorded
+from manyhands.plan.resolve import plan_hash
+from manyhands.plan.schema import Plan
 
 CHECKPOINTS: Final = "checkpoints"
 _RENAME: Final = "import os, sys; os.rename(sys.argv[1], sys.argv[2])"
@@ -107,6 +110,16 @@ def origin_of(directory: Path, resume: str, leads: Found) -> Origin:
         )
     newest = max(names, key=lambda name: number_of(Path(name)))
     return Origin(name=newest, here=here.get(newest))
+
+
+def check_plan(directory: Path, origin: Origin, plan: Plan) -> None:
+    """Raises Refused for a checkpoint of another plan, before anything is sent or written; of one that only the host
+    has, what was kept here of its training tells.
+    """
+    if origin.here is not None:
+        check_plan_of(origin.here, plan)
+    elif (kept := kept_plan(directory)) is not None:
+        check_made_with(directory / CHECKPOINTS / origin.name, plan_hash(kept), plan)
 
 
 async def send_origin(

@@ -214,7 +214,7 @@ async def watch(directory: Path, record: Record, view: View, *, replay: bool) ->
                     if waiting:
                         view.tell(f"{host} has ended: the other hosts are asked to save and end")
                         await _stop_others(record, now=False)
-            if not done:
+            if not done and not watched.exporting:
                 await _stop_others(record, now=True)
     finally:
         for each in (*beside, *following):
@@ -247,6 +247,17 @@ async def stop(part: Part, *, docker: bool, now: bool) -> dict[str, Any]:
     return status
 
 
+def stop_in_words(status: dict[str, Any], *, now: bool) -> str:
+    """What a stop does to a training that was in this state."""
+    if status["state"] != "running":
+        return "has ended already"
+    if now:
+        return "is killed"
+    if status.get("phase") == "exporting":
+        return "has ended, and makes ONNX graphs of its checkpoints"
+    return "is asked to save and end"
+
+
 async def state_of(part: Part, *, docker: bool, within_s: float) -> dict[str, Any] | None:
     """The status of a part just now; None where its directory has none. Raises ServerUnreachable after `within_s`."""
     try:
@@ -275,7 +286,7 @@ _SIGNALS: Final = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "
 
 _LINES: Final = 10
 _LONG: Final = 160
-"""So many of the last lines are shown, and so much of each: the reason above them stays in sight."""
+"""So many of the last lines are shown, and so much of each that is no error: the reason stays in sight."""
 
 
 def words_of(host: str, ending: dict[str, Any]) -> str:
@@ -305,7 +316,10 @@ def words_of(host: str, ending: dict[str, Any]) -> str:
     free = ending.get("free_bytes")
     if free is not None and free < 16 << 20:
         how += f"; its disk is full ({free >> 10} KiB free)"
-    tail = [line if len(line) <= _LONG else f"{line[:_LONG]}..." for line in ending.get("tail") or []]
+    tail = [
+        line if len(line) <= _LONG or line.startswith("error: ") else f"{line[:_LONG]}..."
+        for line in ending.get("tail") or []
+    ]
     return how + (
         ". Its last lines:\n" + "\n".join(f"  {line}" for line in tail[-_LINES:])
         if tail

@@ -19,7 +19,7 @@ import click
 
 from manyhands.errors import Interrupted, ManyhandsError
 from manyhands.hosts.record import Record
-from manyhands.hosts.watching import stop
+from manyhands.hosts.watching import stop, stop_in_words
 from manyhands.ui.live import Screen
 
 T = TypeVar("T")
@@ -71,8 +71,8 @@ async def stop_all(records: Sequence[Record], tell: Callable[[str], None]) -> No
     for record in records:
         for part in record.parts:
             try:
-                await stop(part, docker=record.docker, now=False)
-                tell(f"{part.host} is asked to save and end")
+                status = await stop(part, docker=record.docker, now=False)
+                tell(f"{part.host} {stop_in_words(status, now=False)}")
             except ManyhandsError as error:
                 tell(f"{part.host} could not be asked to end: {error}")
 

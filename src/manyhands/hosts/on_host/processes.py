@@ -6,6 +6,8 @@ import os
 
 AT_ONCE = "ended-at-once"
 """In a run's directory, where somebody has had its processes killed."""
+ASKED = "asked-to-end"
+"""In a run's directory, where its training was asked to save and end: a second time it would leave at once."""
 
 
 def boot() -> str | None:

@@ -6,6 +6,7 @@ nothing but the standard library of Python 3.8 or later. What is in the run's di
     job.json       what to run, in which directory and environment; and what exports its checkpoints
     host.log       everything that they printed
     ended-at-once  empty, where somebody has had it killed
+    asked-to-end   empty, where somebody has asked it to save and end
     status.json    the processes, when they began, and at the end the exit code or the signal and the last lines
 
 The export runs beside the training, one at a time, whenever a checkpoint has come, and once more after a training

@@ -16,7 +16,7 @@ from typing import Any
 
 from manyhands.hosts.on_host.facts import free_bytes
 from manyhands.hosts.on_host.frames import Line, absolute
-from manyhands.hosts.on_host.processes import AT_ONCE, begun, boot
+from manyhands.hosts.on_host.processes import ASKED, AT_ONCE, begun, boot
 
 LOOK_EVERY_S = 0.4
 BEAT_EVERY_S = 2.0
@@ -38,7 +38,7 @@ def start(line: Line, request: dict[str, Any]) -> None:
     os.makedirs(directory, exist_ok=True)
     with contextlib.suppress(OSError):  # of a mount that has no modes
         os.chmod(directory, 0o700)
-    for name in ("status.json", "job.json", AT_ONCE):
+    for name in ("status.json", "job.json", AT_ONCE, ASKED):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(directory, name))
     job = {**request["job"], "python": sys.executable}
@@ -138,8 +138,11 @@ def new_bytes(line: Line, directory: str, offsets: dict[str, int]) -> bool:
 
 
 def stop(line: Line, request: dict[str, Any]) -> None:
-    """Ask a training to save and end; `now`: end it, and all that it started."""
-    found = status_of(absolute(request["run"]))
+    """Ask a training to save and end, once; `now`: end it, and all that it started. The export after it ends by
+    itself.
+    """
+    directory = absolute(request["run"])
+    found = status_of(directory)
     if found is None:
         line.answer(error=f"no training was started in {request['run']}", kind="none")
         return
@@ -147,10 +150,12 @@ def stop(line: Line, request: dict[str, Any]) -> None:
     if child is not None and begun(child) == found["child_start"]:
         with contextlib.suppress(ProcessLookupError):
             if request["now"]:
-                mark(os.path.join(absolute(request["run"]), AT_ONCE))
+                mark(os.path.join(directory, AT_ONCE))
                 os.killpg(child, signal.SIGKILL)
-            else:
-                os.kill(child, signal.SIGTERM)
+            elif found.get("phase") == "training":
+                if not os.path.exists(os.path.join(directory, ASKED)):
+                    mark(os.path.join(directory, ASKED))
+                    os.kill(child, signal.SIGTERM)
                 os.killpg(child, signal.SIGCONT)  # one that stands still (SIGSTOP) would never hear it
     line.answer(status=found)
 

@@ -365,6 +365,7 @@ def stop(run: str, now: bool) -> None:
     from manyhands.errors import ManyhandsError
     from manyhands.hosts.record import run_named
     from manyhands.hosts.watching import stop as ask
+    from manyhands.hosts.watching import stop_in_words
 
     _, record = run_named(run)
     faults: list[ManyhandsError] = []
@@ -374,10 +375,7 @@ def stop(run: str, now: bool) -> None:
         except ManyhandsError as error:
             faults.append(error)
             continue
-        if status["state"] != "running":
-            click.echo(f"{run} has ended on {part.host} already")
-        else:
-            click.echo(f"{run} on {part.host} " + ("is killed" if now else "is asked to save and end"))
+        click.echo(f"{run} on {part.host} {stop_in_words(status, now=now)}")
     for fault in faults[1:]:
         _tell(f"error: {fault}")
     if faults:
