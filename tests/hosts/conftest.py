@@ -194,7 +194,7 @@ def begun(host: LoopbackHost) -> Callable[..., tuple[Record, list[str]]]:
 
         async def go() -> Record:
             record = await begin([host_named(name) for name in on], wish, told)
-            await stop(record.parts[0], docker=False, now=True)
+            await stop(record.parts[0], now=True)
             return record
 
         return asyncio.run(go()), told.texts

@@ -120,6 +120,18 @@ def test_paths_of_a_task_of_ones_own(tmp_path: Path) -> None:
     assert inputs.plan.task.settings == {"file": there, "deep": [{"where": there}], "text": "a/b"}
 
 
+def test_code_that_is_not_allowed_is_refused_before_anything_is_sent(
+    host: LoopbackHost, begun: Begun, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("task: {name: custom, target: 'mine:FAMILY'}\n")
+    with pytest.raises(
+        PlanError, match=r"'task.target' is 'mine:FAMILY'.*start again with --allow-task mine"
+    ):
+        begun(host.manyhands_home / "runs" / "not-allowed", plan_file=plan)
+    assert not (host.home / "manyhands" / "runs" / "not-allowed").exists()
+
+
 def test_a_separator_is_no_path() -> None:
     settings = {"separator": "/", "here": "./", "up": "../", "home": "~/"}
     inputs = inputs_of(Plan(task=CustomTask(target="mine:FAMILY", settings=settings)))

@@ -20,11 +20,22 @@ def checked(host: LoopbackHost, **entry: object) -> dict[str, Check]:
 
 def test_a_host_that_can_be_trained_on(host: LoopbackHost, capsys: pytest.CaptureFixture[str]) -> None:
     found = checked(host)
-    assert list(found) == ["connection", "python", "manyhands", "extras", "gpus", "disk", "clock", "mount"]
+    assert list(found) == [
+        "connection",
+        "python",
+        "manyhands",
+        "extras",
+        "gpus",
+        "disk",
+        "clock",
+        "mount",
+        "docker",
+    ]
     assert {c.state for c in found.values()} <= {"ok", "note"}
     assert found["mount"].found == "none: results come back over the connection"
+    assert "no DockerLaunchCommand" in found["docker"].found
     assert run(["hosts", "check", "--format", "json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 8
+    assert len(json.loads(capsys.readouterr().out)) == 9
 
 
 def test_a_mount_is_found_out_by_trying(host: LoopbackHost) -> None:

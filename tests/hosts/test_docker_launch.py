@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from manyhands.hosts.beginning import _only_in_container
 from manyhands.hosts.check import check
 from manyhands.hosts.hosts_file import host_named
+from manyhands.hosts.record import Record
+from manyhands.hosts.watching import stop
 from manyhands.ui.bench.loopback_host import LoopbackHost
 
 STAND_IN = """#!/bin/sh
@@ -69,17 +70,23 @@ def test_a_training_in_a_container(
     assert row["state"] == "finished"
 
 
-def test_a_host_that_cannot_do_it_otherwise_does_it_in_its_container(host: LoopbackHost, docker: str) -> None:
+def test_a_host_that_cannot_do_it_otherwise_does_it_in_its_container(
+    host: LoopbackHost, docker: str, begun: Callable[..., tuple[Record, list[str]]]
+) -> None:
     python = host.directory / "inside" / "only-inside"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    host.write_hosts(DockerLaunchCommand=docker)
-    assert not asyncio.run(_only_in_container(host_named("server1")))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("manyhands.hosts.beginning.__version__", "0.0.7")  # outside there is another one
-        assert asyncio.run(_only_in_container(host_named("server1")))
+    needs_it = {"HostName": "server2", "Python": str(host.home / "only-inside")}
+    host.write_hosts({**needs_it, "DockerLaunchCommand": docker}, WorkDir=str(host.home / "outside"))
+    record, told = begun(host.manyhands_home / "runs" / "mixed", on=("server1", "server2"))
+    asyncio.run(stop(record.parts[1], now=True))
+    assert [part.docker for part in record.parts] == [False, True], "each host as it can"
+    assert [text.partition(":")[0] for text in told if "container" in text] == [
+        "server2 trains in its container"
+    ]
+    assert (host.home / "outside" / "runs" / "mixed" / "status.json").is_file()
+    assert (host.directory / "inside" / "manyhands" / "runs" / "mixed" / "status.json").is_file()
     host.write_hosts(DockerLaunchCommand=docker, Python=str(host.home / "only-inside"))
-    assert asyncio.run(_only_in_container(host_named("server1")))
     found = {c.what: c for c in asyncio.run(check(host_named("server1")))}
     assert (found["python"].state, found["docker"].state) == ("note", "ok")
     assert found["python"].found.endswith("it trains in its container")

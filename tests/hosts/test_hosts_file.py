@@ -27,8 +27,8 @@ SEED = """[
 """
 OURS = """[
 \t{"HostName": "server1", "Port": 2222, "IdentityFile": "~/.ssh/other", "WorkDir": "/data/mh", "Python": "python3.12",
-\t "Environment": {"OMP_NUM_THREADS": "4"}, "Devices": "0,2", "OverridePyTorchCompileMode": "max-autotune",
-\t "Address": "10.0.0.1"}
+\t "Environment": {"OMP_NUM_THREADS": 4}, "Devices": "0,2", "Address": "10.0.0.1",
+\t "OverridePyTorchCompileMode": "max-autotune-no-cudagraphs", "DockerLaunchCommand": ""}
 ]"""
 
 
@@ -54,7 +54,11 @@ def test_our_own_keys(tmp_path: Path) -> None:
     assert (server.port, server.identity_file, server.python) == (2222, "~/.ssh/other", "python3.12")
     assert server.devices == (0, 2)
     assert server.environment == {"OMP_NUM_THREADS": "4"}
-    assert (server.override_py_torch_compile_mode, server.address) == ("max-autotune", "10.0.0.1")
+    assert (server.override_py_torch_compile_mode, server.address) == (
+        "max-autotune-no-cudagraphs",
+        "10.0.0.1",
+    )
+    assert server.docker_launch_command is None, "a program wrote an empty one"
 
 
 def test_hosts_json_comes_before_the_other_file(tmp_path: Path) -> None:

@@ -66,6 +66,26 @@ def test_one_training_on_two_hosts_and_one_of_them_dies(
     assert not (second / "checkpoints").exists() or not list((second / "checkpoints").iterdir())
 
 
+def test_both_save_and_end_where_both_are_asked(
+    two: LoopbackHost,
+    started: Callable[..., Any],
+    endless: tuple[str, ...],
+    wait: Callable[..., Any],
+    manyhands: Callable[..., Any],
+) -> None:
+    """The one that ends first does not have the other one asked again, which would leave at once."""
+    command = started("train", "--host=server1,server2", *endless, "run=asked")
+    here = two.manyhands_home / "runs" / "asked"
+    events = here / "events.jsonl"
+    wait(lambda: events.exists() and '"step"' in events.read_text(), "a step")
+    assert manyhands("hosts", "stop", "asked").returncode == 0
+    code, output = command.ended()
+    assert code == 130, output
+    record = json.loads((here / "host.json").read_text())
+    assert [part["ending"]["exit_code"] for part in record["parts"]] == [130, 130], output
+    assert (here / "checkpoints" / "latest").is_file()
+
+
 def test_where_one_cannot_start_the_others_are_ended(
     two: LoopbackHost,
     begun: Callable[..., Any],
@@ -94,8 +114,8 @@ def test_stop_asks_all_hosts(
 ) -> None:
     asked = []
 
-    async def stop(part: Part, *, docker: bool, now: bool) -> dict[str, Any]:
-        asked.append((part.host, docker, now))
+    async def stop(part: Part, *, now: bool) -> dict[str, Any]:
+        asked.append((part.host, now))
         if part.host == "server1":
             raise ServerUnreachable("server1: \x1b[2J no answer")
         return {"state": "running"}
@@ -104,7 +124,7 @@ def test_stop_asks_all_hosts(
     parts = tuple(Part(host=name, directory="/r") for name in ("server1", "server2"))
     Record(run="both", parts=parts).keep_in(two.manyhands_home / "runs" / "both")
     assert run(["hosts", "stop", "both"]) == ServerUnreachable.exit_code
-    assert asked == [("server1", False, False), ("server2", False, False)]
+    assert asked == [("server1", False), ("server2", False)]
     output = capsys.readouterr()
     assert "both on server2 is asked to save and end" in output.out
     assert output.err == "error: server1: \\x1b[2J no answer\n"  # and nothing steers the terminal
@@ -216,8 +236,7 @@ def test_stop_while_one_is_being_begun(
                 raise ServerUnreachable("server2: no route")
         return Record(run=wish.run, parts=(Part(host=hosts[0].host_name, directory="/"),))
 
-    async def stop(part: Part, *, docker: bool, now: bool) -> dict[str, Any]:
-        assert not docker
+    async def stop(part: Part, *, now: bool) -> dict[str, Any]:
         assert not now
         stopped.append(part.host)
         return {"state": "running", "phase": "training"}

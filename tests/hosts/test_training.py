@@ -50,6 +50,7 @@ def test_from_the_command_to_the_files(
         "finished at",
     ):
         assert line in done.stdout, done.stdout
+    assert re.search(r"^validation loss \S+ -> \S+ in 10 steps, [\d,]+ samples/s$", done.stdout, re.MULTILINE)
     for made in ("checkpoints/step-00000005", "checkpoints/step-00000010", "exports/step-00000010.onnx"):
         assert re.search(rf"fetched \S+/here-and-there/{made}$", done.stdout, re.MULTILINE), done.stdout
     assert f"checkpoint {here / 'checkpoints' / 'step-00000010'}" in done.stdout.splitlines()[-1]
@@ -73,7 +74,7 @@ def test_from_the_command_to_the_files(
     kinds = [json.loads(line)["kind"] for line in again.stdout.splitlines()]
     assert kinds.count("finished") == 1
     assert "exported" in manyhands("hosts", "logs", "here-and-there").stdout
-    assert "has ended on server1 already" in manyhands("hosts", "stop", "here-and-there").stdout
+    assert "on server1 has ended already" in manyhands("hosts", "stop", "here-and-there").stdout
     fetched = manyhands("hosts", "fetch", str(here), "--all")
     assert fetched.returncode == 0, fetched.stderr
     assert {p.name for p in (here / "materials").iterdir()} == {

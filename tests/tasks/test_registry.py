@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manyhands.errors import PlanError, Refused
+from manyhands.errors import PlanError
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import (
     ChessEndgamesTask,
@@ -56,7 +56,7 @@ def test_custom_code_runs_only_if_allowed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     plan = Plan(task=CustomTask(target="mine:FAMILY"))
     for allowed in ((), ("mine", "mine:OTHER", "mine:FAMILY2")):
-        with pytest.raises(Refused, match="'mine:FAMILY', which is not allowed"):
+        with pytest.raises(PlanError, match="'mine:FAMILY': the plan names code to run"):
             family_of(plan, allowed=allowed)
     assert "mine" not in sys.modules
     family = family_of(plan, allowed=("mine:FAMILY",))

@@ -77,13 +77,15 @@ def train(
     resume: Path | None = None,
     place: Place = Place(),  # noqa: B008 - frozen
     on_event: Callable[[Event], None] | None = None,
+    on_stop: Callable[[str], None] | None = None,
     allowed_tasks: Collection[str] = (),
 ) -> TrainResult:
     """Train and return what came of it; checkpoints and events are in `directory`, which all processes see.
 
     `resume`: a checkpoint, or a directory that holds some (then the newest): goes on exactly where it was. `place`:
     this process's among several, each of which calls this with the same arguments. SIGINT and SIGTERM finish the
-    step, save and raise Interrupted; a second one ends at once. Raises PlanError, DataError, Refused (a checkpoint of
+    step, save and raise Interrupted; a second one ends at once. `on_stop` is told what the first one leads to, else
+    standard error. Raises PlanError, DataError, Refused (a checkpoint of
     another plan), StorageError, WorkerError (the loss is not finite, memory is exhausted, a rank is missing).
     """
     check_trainable(plan, place, directory, resume, settings)
@@ -93,7 +95,7 @@ def train(
             stack.enter_context(
                 take_lock(directory, "It trains there: wait for its end, or choose another directory.")
             )
-        stop = stack.enter_context(asked_to_stop(quiet=not place.leads))
+        stop = stack.enter_context(asked_to_stop(quiet=not place.leads, tell=on_stop))
         try:
             place = met(place)
             device = device_of(place, settings.exec.device)

@@ -18,6 +18,7 @@ Identifier = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "bf16", "pure_bf16"]
+CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class Parallel(Settings):
@@ -49,7 +50,7 @@ class Execution(Settings):
     """fp32; bf16: autocast, weights and optimizer in fp32; pure_bf16: weights and optimizer in bf16 too."""
     accumulate_in_fp32: bool = True
     """Keep the sum of several micro-batches' gradients in fp32, where they are bf16."""
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    compile: CompileMode = "off"
     """torch.compile, and its mode."""
     threads: Count | None = None
     """CPU threads of each process; null: as torch chooses, shared among the processes of this machine."""

@@ -28,31 +28,49 @@ class Stop(threading.Event):
 
 
 @contextmanager
-def asked_to_stop(*, quiet: bool = False) -> Iterator[Stop]:
-    """An event that the first signal sets. Outside the main thread: never set. quiet: another process tells it."""
+def asked_to_stop(*, quiet: bool = False, tell: Callable[[str], None] | None = None) -> Iterator[Stop]:
+    """An event that the first signal sets. Outside the main thread: never set. quiet: another process tells it.
+
+    tell: who says it, by a thread; None: standard error has it at once, whatever else is being written there.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    said, over = "", threading.Event()
 
     def as_before() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def ask(number: int, _frame: FrameType | None) -> None:
+        nonlocal said
+        said = f"{signal.Signals(number).name}: {stop.outlook()}; once more to leave at once"
         stop.set()
         as_before()
-        if not quiet:  # not print: it may have been interrupted in the middle of a print
-            name = signal.Signals(number).name
-            os.write(2, f"{name}: {stop.outlook()}; once more to leave at once\n".encode())
+        if not quiet and tell is None:  # not print: it may have been interrupted in the middle of a print
+            os.write(2, f"{said}\n".encode())
 
+    def tell_of_it() -> None:
+        stop.wait()
+        if tell is not None and not over.is_set():
+            tell(said)
+
+    teller = threading.Thread(target=tell_of_it, name="asked to stop", daemon=True)
+    if not quiet and tell is not None:
+        teller.start()
     for number in before:
         signal.signal(number, ask)
     try:
         yield stop
     finally:
         as_before()
+        if teller.is_alive():
+            if not stop.is_set():
+                over.set()
+                stop.set()
+            teller.join()
 
 
 def end_with_parent() -> None:

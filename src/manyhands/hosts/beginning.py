@@ -51,6 +51,8 @@ from manyhands.hosts.launch import (
 )
 from manyhands.hosts.record import Part, Record, recorded
 from manyhands.hosts.watching import View
+from manyhands.plan.safety import check_allowed
+from manyhands.plan.tasks import CustomTask
 
 SHARDS: Final = "shards"
 MARK: Final = ".host"
@@ -90,14 +92,9 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
         wish = _on_shards_of(wish, wish.upload)
     inputs = inputs_of(wish.configuration.plan, wish.allowed)
     async with AsyncExitStack() as stack:
-        if not wish.docker and all(await asyncio.gather(*map(_only_in_container, hosts))):
-            for host in hosts:
-                view.tell(
-                    f"{host.host_name} trains in its container: it has no manyhands {__version__} outside"
-                )
-            wish = replace(wish, docker=True)
+        inside = await asyncio.gather(*(_in_container(host, wish, view) for host in hosts))
         agents = await asyncio.gather(
-            *(stack.enter_async_context(reached(host, docker=wish.docker)) for host in hosts)
+            *(stack.enter_async_context(reached(h, docker=d)) for h, d in zip(hosts, inside, strict=True))
         )
         jobs = [_job(wish, host, inputs, rank, len(hosts)) for rank, host in enumerate(hosts)]
         facts = await asyncio.gather(
@@ -116,7 +113,7 @@ async def begin(hosts: Sequence[Host], wish: Wish, view: View) -> Record:
             check_ready(fact, job)
         _tell_of_outputs(facts, view)
         _tell_of_exports(facts[0], jobs[0], view)
-        record = _record(facts, wish)
+        record = _record(facts, wish, inside)
         own = repeat(recorded(wish.directory) is not None)
         found = await asyncio.gather(*map(found_there, agents, record.parts, repeat(resume), own))
         origin = None if resume is None else origin_of(wish.directory, resume, found[0])
@@ -219,12 +216,15 @@ def _name_of_shards(shards: Path) -> str:
 
 
 def _check_wish(hosts: Sequence[Host], wish: Wish) -> None:
-    """Raises PlanError for what cannot be meant, or needs a directory that all processes see."""
+    """Raises PlanError for what cannot be meant, is not allowed, or needs a directory that all processes see."""
     if not re.fullmatch(RUN_NAME, wish.run):
         raise PlanError(
             f"the run would be called {wish.run!r} on the host: give --directory another name, of letters, digits, "
             "'.', '_' and '-'"
         )
+    task = wish.configuration.plan.task
+    if isinstance(task, CustomTask):
+        check_allowed(task, wish.allowed)
     without = next((host.host_name for host in hosts if host.docker_launch_command is None), None)
     if wish.docker and without is not None:
         raise PlanError(
@@ -241,15 +241,23 @@ def _check_wish(hosts: Sequence[Host], wish: Wish) -> None:
         )
 
 
-async def _only_in_container(host: Host) -> bool:
-    """Whether a host that has a DockerLaunchCommand lacks Python, or this version, outside of the container."""
-    if host.docker_launch_command is None:
-        return False
+async def _in_container(host: Host, wish: Wish, view: View) -> bool:
+    """Whether it trains in its container: where that is wished, or where it lacks Python, this version or torch
+    outside of it.
+    """
+    if wish.docker or host.docker_launch_command is None:
+        return wish.docker
     try:
         async with reached(host) as there:
-            return (await look(there, host)).manyhands != __version__
+            facts = await look(there, host)
+            lacks = facts.manyhands != __version__ or facts.raw["torch"] is None
     except WorkerError:
-        return True
+        lacks = True
+    if lacks:
+        view.tell(
+            f"{host.host_name} trains in its container: outside it has no manyhands {__version__} that can train"
+        )
+    return lacks
 
 
 def _job(wish: Wish, host: Host, inputs: Inputs, rank: int, nodes: int) -> Job:
@@ -313,16 +321,17 @@ def _tell_of_exports(leads: Facts, job: Job, view: View) -> None:
         )
 
 
-def _record(facts: Sequence[Facts], wish: Wish) -> Record:
+def _record(facts: Sequence[Facts], wish: Wish, inside: Sequence[bool]) -> Record:
     own = wish.directory.resolve() == (runs_directory() / wish.run).resolve()
     shared = facts[0].shared and own
     parts = tuple(
         Part(
             host=fact.host.host_name,
             directory=f"{fact.own_runs if rank else fact.runs}/{wish.run}",
+            docker=docker,
             rank=rank,
         )
-        for rank, fact in enumerate(facts)
+        for rank, (fact, docker) in enumerate(zip(facts, inside, strict=True))
     )
     plan, settings = wish.configuration.plan, wish.configuration.settings
     return Record(
@@ -331,5 +340,4 @@ def _record(facts: Sequence[Facts], wish: Wish) -> Record:
         samples_per_step=plan.local.batch_size,
         keep=settings.checkpoints.keep,
         shared=shared,
-        docker=wish.docker,
     )

@@ -138,6 +138,12 @@ def _facts(say: _Say, facts: Facts, skew_s: float, contained: bool) -> None:
     else:
         say.ok("clock", f"{skew_s:+.1f} s from here")
     _mount(say, facts)
+    if facts.host.docker_launch_command is None:
+        program = raw["docker"]
+        say.ok(
+            "docker",
+            f"not used: no DockerLaunchCommand ({f'{program} is there' if program else 'none there'})",
+        )
 
 
 def _extras(say: _Say, facts: Facts, to_do: str, where: str = "") -> None:

@@ -16,21 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_pascal
 
 from manyhands.config import Settings, did_you_mean, home, shown
+from manyhands.engine.settings import CompileMode
 from manyhands.errors import PlanError
 
 FILES: Final = ("hosts.json", "CeresTrainHosts.json")
 WSL: Final = "wsl"
 _EXAMPLE: Final = '[{"HostName": "server1", "UserName": "user1", "WorkDir": "~/manyhands"}]'
 _SPECIAL: Final = {"override_py_torch_compile_mode": "OverridePyTorchCompileMode"}
-
-CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
 class Host(Settings):
@@ -72,6 +71,17 @@ class Host(Settings):
         if isinstance(value, int) and not isinstance(value, bool):
             return (value,)
         return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """Numbers, as people write them: {"OMP_NUM_THREADS": 4}."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v
+            for k, v in value.items()
+        }
 
     @field_validator("host_name")
     @classmethod
@@ -161,7 +171,7 @@ def _host(path: Path, node: yaml.Node) -> Host:
             raise PlanError(f"{at}: unknown key '{key}'.{did_you_mean(str(key), known)}")
         if known[name] in data:
             raise PlanError(f"{at}: '{key}' says again what '{known[name]}' says: leave one out")
-        if value is not None:
+        if value is not None and value != "":  # which leaves it out as well, where a program wrote it
             data[known[name]] = value
     where = f"{path}, line {node.start_mark.line + 1}"
     try:

@@ -28,6 +28,8 @@ class Part(Settings):
     """Its name in the hosts' file."""
     directory: str
     """The run's directory, as the host sees it."""
+    docker: bool = False
+    """Everything on it happens in its container."""
     rank: int = 0
     """Among the hosts of this training; the first one leads."""
     ending: dict[str, Any] | None = None
@@ -49,8 +51,6 @@ class Record(Settings):
     """Checkpoints that stay, here as on the host."""
     shared: bool = False
     """The host writes into this very directory, by a mount: nothing is sent back."""
-    docker: bool = False
-    """Everything on the hosts happens in their containers."""
     fetched: bool = False
     """All that the host made has come back."""
 

@@ -68,7 +68,7 @@ class _Watch:
         follower = Follower(
             self.host(part),
             part.directory,
-            docker=self.record.docker,
+            docker=part.docker,
             events=Copy(None if own is None else own / EVENTS) if leads else None,
             log=Copy(self.directory / "logs" / f"{part.host}.log"),
             on_event=self._event,
@@ -140,7 +140,7 @@ class _Watch:
             self.host(part),
             part.directory,
             self.directory,
-            docker=self.record.docker,
+            docker=part.docker,
             tell=self.view.tell,
             keep=self.record.keep,
         )
@@ -236,12 +236,12 @@ async def _stop_others(record: Record, *, now: bool) -> None:
     for part in record.parts:
         if part.ending is None:
             with contextlib.suppress(ManyhandsError, TimeoutError):
-                await stop(part, docker=record.docker, now=now)
+                await stop(part, now=now)
 
 
-async def stop(part: Part, *, docker: bool, now: bool) -> dict[str, Any]:
+async def stop(part: Part, *, now: bool) -> dict[str, Any]:
     """Ask a part to save and end; `now`: end it at once. Its last status."""
-    async with reached(host_named(part.host), docker=docker) as there:
+    async with reached(host_named(part.host), docker=part.docker) as there:
         answer = await there.ask("stop", run=part.directory, now=now)
     status: dict[str, Any] = answer["status"]
     return status
@@ -258,11 +258,11 @@ def stop_in_words(status: dict[str, Any], *, now: bool) -> str:
     return "is asked to save and end"
 
 
-async def state_of(part: Part, *, docker: bool, within_s: float) -> dict[str, Any] | None:
+async def state_of(part: Part, *, within_s: float) -> dict[str, Any] | None:
     """The status of a part just now; None where its directory has none. Raises ServerUnreachable after `within_s`."""
     try:
         async with asyncio.timeout(within_s):
-            async with reached(host_named(part.host), docker=docker) as there:
+            async with reached(host_named(part.host), docker=part.docker) as there:
                 status: dict[str, Any] | None = (await there.ask("status", run=part.directory))["status"]
                 return status
     except TimeoutError:

@@ -57,12 +57,17 @@ def check_runnable(plan: Plan, allowed_targets: Collection[str] = ()) -> None:
             f"'data.shards' is {shown(plan.data.shards)}: runs of several machines do not read shards yet; leave it "
             "out, or train on your own devices with `manyhands train`."
         )
-    if isinstance(plan.task, CustomTask) and plan.task.target not in allowed_targets:
+    if isinstance(plan.task, CustomTask):
+        check_allowed(plan.task, allowed_targets)
+
+
+def check_allowed(task: CustomTask, allowed_targets: Collection[str]) -> None:
+    """Raises PlanError for a task of somebody's own that was not allowed by its full name."""
+    if task.target not in allowed_targets:
         allowed = ", ".join(sorted(allowed_targets)) or "none"
         raise PlanError(
-            f"'task.target' is '{plan.task.target}': the plan names code to run, and this program runs only "
-            f"built-in tasks and those that its owner has allowed (allowed: {allowed}). Read that code, and "
-            f"if you trust it, start again with --allow-task {plan.task.target}."
+            f"'task.target' is '{task.target}': the plan names code to run, which is not allowed here (allowed: "
+            f"{allowed}). Read that code, and if you trust it, start again with --allow-task {task.target}"
         )
 
 

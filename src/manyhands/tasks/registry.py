@@ -14,7 +14,8 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Final, cast
 
-from manyhands.errors import PlanError, Refused
+from manyhands.errors import PlanError
+from manyhands.plan.safety import check_allowed
 from manyhands.plan.schema import Plan
 from manyhands.plan.tasks import CustomTask
 from manyhands.tasks.protocol import ChecksPlan, TaskFamily
@@ -33,7 +34,7 @@ FAMILIES: Final[Mapping[str, str]] = {
 def family_of(plan: Plan, *, allowed: Collection[str] = ()) -> TaskFamily:
     """The family of a plan's task; with `data.shards`, one whose samples come from there.
 
-    `allowed`: targets of custom tasks that may be imported here. Raises Refused for any other, PlanError
+    `allowed`: targets of custom tasks that may be imported here. Raises PlanError for any other and
     for a target that cannot be imported or is no TaskFamily.
     """
     family = _own_family(plan, allowed)
@@ -48,12 +49,7 @@ def _own_family(plan: Plan, allowed: Collection[str]) -> TaskFamily:
     task = plan.task
     if not isinstance(task, CustomTask):
         return _load(FAMILIES[task.name])
-    if task.target not in allowed:
-        listed = ", ".join(sorted(allowed)) or "none"
-        raise Refused(
-            f"the plan's task is the code {task.target!r}, which is not allowed on this machine (allowed: {listed}); "
-            f"if you trust it, allow it by that name: --allow-task {task.target}"
-        )
+    check_allowed(task, allowed)
     _look_here_too()
     return _load(task.target)
 

@@ -71,7 +71,7 @@ async def stop_all(records: Sequence[Record], tell: Callable[[str], None]) -> No
     for record in records:
         for part in record.parts:
             try:
-                status = await stop(part, docker=record.docker, now=False)
+                status = await stop(part, now=False)
                 tell(f"{part.host} {stop_in_words(status, now=False)}")
             except ManyhandsError as error:
                 tell(f"{part.host} could not be asked to end: {error}")

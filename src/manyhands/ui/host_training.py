@@ -12,7 +12,7 @@ import click
 from manyhands.hosts.record import Record
 from manyhands.hosts.watching import Outcome, as_asked, watch, words_of
 from manyhands.ui.attending import attended, detached, stop_all
-from manyhands.ui.live_training import TrainScreen
+from manyhands.ui.live_training import TrainScreen, in_the_end
 from manyhands.ui.terminal import human_bytes, human_seconds, printable, printable_lines
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class HostScreen:
 
     def __init__(self, logs: str, name: str, samples_per_step: int) -> None:
         self._logs = logs
+        self._ends: dict[str, dict[str, Any]] = {}  # how it started and finished
         self.screen = TrainScreen(logs, name, samples_per_step=samples_per_step, refresh_per_s=REFRESH_PER_S)
 
     def __enter__(self) -> Self:
@@ -37,7 +38,19 @@ class HostScreen:
         self.screen.close()
 
     def event(self, event: dict[str, Any]) -> None:
+        if event["kind"] in ("started", "finished"):
+            self._ends[event["kind"]] = event
         self.screen.show(event)
+
+    def in_the_end(self) -> str:
+        """What it has come to; nothing of one that has not finished, or says something else."""
+        try:
+            end = self._ends["finished"]
+            losses = (float(end["validation_loss_before"]), float(end["validation_loss_after"]))
+            per_s = end["tokens"] / end["seconds"] if end["seconds"] else 0.0
+            return in_the_end(*losses, end["step"], per_s, printable(self._ends["started"]["unit"]))
+        except (LookupError, TypeError, ValueError):
+            return ""
 
     def line(self, host: str, text: str) -> None:
         self.tell(f"{host}: {text}")
@@ -84,7 +97,13 @@ async def _attended(directory: Path, record: Record, screen: HostScreen, logs: s
         return detached([record], left)
     outcome = watching.result()
     screen.screen.close()
-    _tell_end(directory, outcome, quiet=logs in ("json", "none"))
+    for host, ending in outcome.endings.items():
+        if ending.get("exit_code") != 0:
+            click.echo(ended(host, ending), err=True)
+    if logs not in ("json", "none"):
+        if text := screen.in_the_end():
+            click.echo(text)
+        _tell_what_came(directory, outcome)
     return outcome.exit_code
 
 
@@ -94,12 +113,7 @@ def ended(host: str, ending: dict[str, Any], name: str = "") -> str:
     return words if as_asked(ending) else f"error: {words}"
 
 
-def _tell_end(directory: Path, outcome: Outcome, *, quiet: bool) -> None:
-    for host, ending in outcome.endings.items():
-        if ending.get("exit_code") != 0:
-            click.echo(ended(host, ending), err=True)
-    if quiet:
-        return
+def _tell_what_came(directory: Path, outcome: Outcome) -> None:
     if outcome.fetched.bytes:
         click.echo(
             f"fetched {human_bytes(outcome.fetched.bytes)} in {human_seconds(outcome.fetched.seconds)} to {directory}"

@@ -101,6 +101,11 @@ class TrainScreen(Screen):
         return grid
 
 
+def in_the_end(loss_before: float, loss_after: float, steps: int, per_s: float, unit: str) -> str:
+    """What a training has come to."""
+    return f"validation loss {loss_before:.4f} -> {loss_after:.4f} in {steps} steps, {per_s:,.0f} {unit}/s"
+
+
 def train_line(event: Mapping[str, Any]) -> str:
     """A training's event as a line; empty where nobody wants to read one."""
     match event["kind"]:

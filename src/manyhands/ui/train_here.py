@@ -148,6 +148,8 @@ class Here:
             check_trainable(configuration.plan, place, self._directory, resume, configuration.settings)
             if leads:
                 configuration.keep(self._directory)
+                if logs in ("console", "tui"):
+                    screen.line(f"writing to {self._directory}")
                 if resume is None and configuration.start.resume == "latest":
                     text = f"resume=latest: no checkpoint in {self._directory} yet, so it begins at step 0"
                     screen.show({"kind": "warning", "text": text})
@@ -158,6 +160,7 @@ class Here:
                 resume=resume,
                 place=place,
                 on_event=screen.show,
+                on_stop=screen.line if logs == "tui" else None,
                 allowed_tasks=self._allowed,
             )
         if logs not in ("json", "none"):
@@ -197,10 +200,10 @@ class Here:
 
 
 def _print(result: TrainResult) -> None:
-    click.echo(
-        f"validation loss {result.validation_loss_before:.4f} -> {result.validation_loss_after:.4f} in "
-        f"{result.steps} steps, {result.tokens_per_s:,.0f} {result.unit}/s"
-    )
+    from manyhands.ui.live_training import in_the_end
+
+    losses = (result.validation_loss_before, result.validation_loss_after)
+    click.echo(in_the_end(*losses, result.steps, result.tokens_per_s, result.unit))
     click.echo(f"checkpoint {result.checkpoint}")
 
 

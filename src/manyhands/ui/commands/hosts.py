@@ -107,18 +107,18 @@ def _run_row(
 async def _states(records: list[Record]) -> dict[tuple[str, str], str]:
     """Of each run and host: from its record if it has ended, else from the host."""
     asked = [(record, part) for record in records for part in record.parts]
-    found = await asyncio.gather(*(_state(record, part) for record, part in asked))
+    found = await asyncio.gather(*(_state(part) for record, part in asked))
     return {(record.run, part.host): state for (record, part), state in zip(asked, found, strict=True)}
 
 
-async def _state(record: Record, part: Part) -> str:
+async def _state(part: Part) -> str:
     from manyhands.errors import ManyhandsError
     from manyhands.hosts.watching import as_asked, state_of
 
     ending = part.ending
     if ending is None:
         try:
-            ending = await state_of(part, docker=record.docker, within_s=ASK_S)
+            ending = await state_of(part, within_s=ASK_S)
         except ManyhandsError as error:
             return f"unknown: {str(error).splitlines()[0][:60]}"
     if ending is None:
@@ -293,14 +293,14 @@ def logs(run: str, lines: int) -> None:
 
     directory, record = run_named(run)
     for part in record.parts:
-        text = _run(_log(directory, record, part))
+        text = _run(_log(directory, part))
         if len(record.parts) > 1:
             click.echo(f"── {part.host}")
         for line in text.splitlines()[-lines:]:
             click.echo(printable(line))
 
 
-async def _log(directory: Path, record: Record, part: Part) -> str:
+async def _log(directory: Path, part: Part) -> str:
     from manyhands.errors import ServerUnreachable
     from manyhands.hosts.agent import reached
     from manyhands.hosts.follow import LOG
@@ -308,7 +308,7 @@ async def _log(directory: Path, record: Record, part: Part) -> str:
 
     here = directory / "logs" / f"{part.host}.log"
     try:
-        async with reached(host_named(part.host), docker=record.docker) as there:
+        async with reached(host_named(part.host), docker=part.docker) as there:
             return str((await there.ask("text", path=f"{part.directory}/{LOG}", bytes=4 << 20))["text"])
     except ServerUnreachable as error:
         if not here.is_file():
@@ -340,7 +340,7 @@ def fetch(run: str, everything: bool) -> None:
             host_named(part.host),
             part.directory,
             directory,
-            docker=record.docker,
+            docker=part.docker,
             everything=everything,
             tell=_tell,
             keep=record.keep,
@@ -371,7 +371,7 @@ def stop(run: str, now: bool) -> None:
     faults: list[ManyhandsError] = []
     for part in record.parts:
         try:
-            status = _run(ask(part, docker=record.docker, now=now))
+            status = _run(ask(part, now=now))
         except ManyhandsError as error:
             faults.append(error)
             continue
