@@ -49,6 +49,8 @@ from manyhands.tasks.protocol import VALIDATION
 
 _COLUMNS: Final = tuple(Column(name=n, dtype=d.name, shape=s) for n, d, s in COLUMNS)
 _SIZES: Final = WantedSet.of(1, _COLUMNS)
+LEFT_OUT: Final = "left_out"
+"""In the manifest: how many positions of the files are no endings of the task."""
 _HELD_OUT: Final[float] = ChessEndgamesTask.model_fields["held_out"].default
 
 
@@ -62,8 +64,9 @@ def import_tpg(
 ) -> Manifest:
     """Make shards in `directory` of TPG files, or of all .zst files in directories; or go on where that stopped.
 
-    Raises DataError for files that are no TPG files, are cut, or hold positions with more pieces than endings have;
-    StorageError, Refused, WorkerError, MissingExtra.
+    Positions with castling rights or more pieces than endings have are left out, and counted in the manifest. Raises
+    DataError for files that are no TPG files, are cut, or hold no endings; StorageError, Refused, WorkerError,
+    MissingExtra.
     """
     arrow()
     files = _files(sources)
@@ -77,7 +80,8 @@ def import_tpg(
         making = Making(directory=directory, jobs=jobs)
         making.find_done()
         made = making.make(_open, processes=processes or os.cpu_count() or 1, on_progress=on_progress)
-        manifest = _manifest(directory, made, files, command)
+        records = sum(job.rows for job in jobs)
+        manifest = _manifest(directory, made, files, records, command)
         write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     return manifest
 
@@ -126,11 +130,14 @@ def _open() -> Callable[[FileJob, Path, Callable[[int], None]], MadeShards]:
 
 def _make(job: FileJob, directory: Path, tell: Callable[[int], None]) -> MadeShards:
     parts = {name: _Part(directory=directory, name=f"{name}-{job.name}") for name in (TRAINING, VALIDATION)}
+    told = 0
     for block in read_tpg(job.source):
         held_out = is_held_out(block["squares"], _HELD_OUT)
         parts[TRAINING].add({name: values[~held_out] for name, values in block.items()})
         parts[VALIDATION].add({name: values[held_out] for name, values in block.items()})
         tell(len(held_out))
+        told += len(held_out)
+    tell(job.rows - told)  # those that were left out
     return {name: part.finished() for name, part in parts.items()}
 
 
@@ -169,11 +176,15 @@ def _groups(rows: Rows, count: int) -> Iterator[Rows]:
 
 # ------------------------------------------------------------------------------ the manifest
 def _manifest(
-    directory: Path, made: dict[str, tuple[ShardFile, ...]], files: Sequence[Path], command: str
+    directory: Path, made: dict[str, tuple[ShardFile, ...]], files: Sequence[Path], records: int, command: str
 ) -> Manifest:
+    left_out = records - sum(file.rows for each in made.values() for file in each)
     for name in (TRAINING, VALIDATION):
         if not made.get(name):
-            raise DataError(f"the files hold too few positions: none is for {name}")
+            raise DataError(
+                f"the files hold too few endings: none is for {name}. Of {records:,} positions {left_out:,} have "
+                f"castling rights or more than {MOST_MEN} pieces, and are left out"
+            )
     sets = {
         name: ShardSet(columns=_COLUMNS, group_rows=_SIZES.group_rows, files=made[name])
         for name in (TRAINING, VALIDATION)
@@ -192,7 +203,7 @@ def _manifest(
         manyhands=version("manyhands"),
         seed=0,
         rows=sets[TRAINING].rows,
-        task={**task, "imported": [file.name for file in files]},
+        task={**task, "imported": [file.name for file in files], LEFT_OUT: left_out},
         sources={str(file): sha256_of(file) for file in files},
     )
     record = Material(size_bytes=(kept / RECORD).stat().st_size, sha256=sha256_of(kept / RECORD))
@@ -200,7 +211,7 @@ def _manifest(
 
 
 def _pieces(directory: Path, sets: dict[str, ShardSet]) -> str:
-    """The specification of all endings that there are. Raises DataError for positions that are none."""
+    """The specification of all endings that there are."""
     squares = [column for column in _COLUMNS if column.name == "squares"]
     groups = (
         (file, group) for part in sets.values() for file in part.files for group in range(len(file.groups))
@@ -209,11 +220,6 @@ def _pieces(directory: Path, sets: dict[str, ShardSet]) -> str:
     for file, group in groups:
         rows = read_group(directory / file.name, squares, dict(file.stored), group)["squares"]
         for own, other, _ in by_pieces(rows.astype(np.uint8)):
-            if len(own) + len(other) > MOST_MEN:
-                raise DataError(
-                    f"the files hold a position with the pieces {own}{other.lower()}, and the task is for endings of "
-                    f"at most {MOST_MEN}"
-                )
             both = ending(own, other)
             found.add(both.strong + both.weak.lower())
     return parse(",".join(sorted(found))).text

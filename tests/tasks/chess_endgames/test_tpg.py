@@ -149,7 +149,6 @@ def spoiled(record: np.ndarray, field: str, place: tuple[int, ...] | int, value:
         ("squares", (5, 3), 100, "a square has no piece, or several"),
         ("squares", (5, 0), 0, "a square has no piece, or several"),
         ("squares", (5, 121), 0, "a square has no rank, or several"),
-        ("squares", (5, 112), 100, "castling rights"),
         ("squares", (20, 118), 100, "none of the opponent's that moved two"),
     ],
 )
@@ -157,6 +156,20 @@ def test_a_broken_record_is_named(tmp_path, good, field, place, value, says):
     path = write(tmp_path / "a.zst", good[0], spoiled(good[0], field, place, value))
     with pytest.raises(DataError, match=f"record 1: .*{says}"):
         list(read_tpg(path))
+
+
+def test_what_is_no_ending_is_left_out(tmp_path, good):
+    castling = spoiled(good[0], "squares", (5, 112), 100)
+    crowded = good[0].copy()
+    empty = np.flatnonzero(crowded["squares"][:, 0])[:8]
+    crowded["squares"][empty, 0], crowded["squares"][empty, 2] = 0, 100
+    path = write(tmp_path / "a.zst", castling, good[0], crowded, good[1])
+    (block,) = read_tpg(path)
+    (expected,) = read_tpg(write(tmp_path / "b.zst", *good[:2]))
+    assert all((block[name] == expected[name]).all() for name in block)
+    assert list(read_tpg(write(tmp_path / "c.zst", castling, crowded))) == []
+    with pytest.raises(DataError, match=r"record 2: .*a square has no piece"):
+        list(read_tpg(write(tmp_path / "d.zst", castling, good[0], spoiled(good[0], "squares", (5, 0), 0))))
 
 
 def test_squares_are_each_there_once_and_so_are_kings(tmp_path, good):

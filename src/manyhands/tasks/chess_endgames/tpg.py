@@ -16,8 +16,8 @@ Everything is seen from the side to move. Which square a slot stands for is read
 
 What a record (record.py) keeps: the newest board, en passant, the likeliest of the first triple as value, all legal
 moves, and as best those with the highest probability. `dtz` is 0 and every outcome 255: not known. Earlier boards,
-repetitions, the 50-move count, the other triples, probabilities and Q are dropped; castling cannot be held and is
-refused.
+repetitions, the 50-move count, the other triples, probabilities and Q are dropped. Positions that are no endings of
+this task, with castling rights or more pieces than it has, are left out.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ COLUMNS = columns(MOST_MOVES)
 
 
 def read_tpg(path: Path) -> Iterator[Record]:
-    """The records of a file, in blocks of up to BLOCK_RECORDS rows, with room for MOST_MOVES moves.
+    """The endings among a file's records, in blocks of up to BLOCK_RECORDS rows, with room for MOST_MOVES moves.
 
     Raises DataError, which names the record, for a file that is no whole number of records, or whose fields are not
     what the format says; and MissingExtra without pyarrow, which decompresses.
@@ -86,8 +86,12 @@ def read_tpg(path: Path) -> Iterator[Record]:
                         f"{path} holds {first * RECORD_BYTES + len(data):,} bytes, which is no whole number of "
                         f"records of {RECORD_BYTES:,}: it is another format, or was cut short."
                     )
-                yield _converted(np.frombuffer(data, dtype=TPG_RECORD), f"{path}: record", first)
-                first += len(data) // RECORD_BYTES
+                block = np.frombuffer(data, dtype=TPG_RECORD)
+                numbers = np.arange(first, first + len(block))
+                first += len(block)
+                kept = _endings(block["squares"])
+                if kept.any():
+                    yield _converted(block[kept], f"{path}: record", numbers[kept])
     except OSError as error:
         raise DataError(
             f"cannot read {path} as zstd: {error}. It is another format, or was cut short."
@@ -125,13 +129,20 @@ def _read_block(stream: BinaryIO) -> bytes:
     return b"".join(parts)
 
 
-def _converted(block: npt.NDArray[Any], where: str, first: int) -> Record:
-    """`where` and `first` name the record in errors."""
+def _endings(slots: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """bool [N]: no castling rights, and no more men than an ending of the task has."""
+    men = (slots[:, :, 1:13] > 0).any(axis=2).sum(axis=1)
+    few: npt.NDArray[np.bool_] = (men <= MOST_MEN) & ~slots[:, :, _CASTLING].any(axis=(1, 2))
+    return few
+
+
+def _converted(block: npt.NDArray[Any], where: str, numbers: Int64s) -> Record:
+    """`where` and `numbers` name the records in errors."""
 
     def require(good: _Checks, what: str) -> None:
         wrong = np.flatnonzero(~good)
         if wrong.size:
-            raise DataError(f"{where} {first + wrong[0]}: {what}. The file is another format, or broken.")
+            raise DataError(f"{where} {numbers[wrong[0]]}: {what}. The file is another format, or broken.")
 
     record = empty_record(len(block), MOST_MOVES)
     _write_board(record, block["squares"], require)
@@ -155,10 +166,7 @@ def _write_board(record: Record, slots: npt.NDArray[np.uint8], require: _Require
         require(((ones > 0).sum(axis=2) == 1).all(axis=1), f"a square has no {name}, or several")
     square = one_hot["rank"].argmax(axis=2) * 8 + one_hot["file"].argmax(axis=2)
     require((np.sort(square, axis=1) == np.arange(64)).all(axis=1), "its squares are not the board's 64")
-    require(~slots[:, :, _CASTLING].any(axis=(1, 2)), "it has castling rights, which a record cannot hold")
     np.put_along_axis(record["squares"], square, one_hot["piece"].argmax(axis=2).astype(np.uint8), axis=1)
-    men = np.count_nonzero(record["squares"], axis=1)
-    require(men <= MOST_MEN, f"it has {men.max()} pieces, and the task is for endings of at most {MOST_MEN}")
     for king in (6, 12):
         require((record["squares"] == king).sum(axis=1) == 1, "it has not one king of each colour")
     row, slot = np.nonzero(slots[:, :, _EN_PASSANT])

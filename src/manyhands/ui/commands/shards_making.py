@@ -137,16 +137,22 @@ gen_tpg = click.command("gen-tpg", cls=Command)(_endgame_options(_endgames))
 def import_tpg(sources: tuple[Path, ...], out: Path, processes: int | None) -> None:
     """Make shards of TPG files (.zst) that exist: files, or directories of them.
 
-    An eighth of the positions, by their hash, becomes the validation set. The same command goes on where an
+    An eighth of the positions, by their hash, becomes the validation set; those that are no endings (castling rights,
+    more than seven pieces) are left out and counted. The same command goes on where an
     interrupted one stopped.
     """
+    from manyhands.tasks.tpg_shards import LEFT_OUT
     from manyhands.tasks.tpg_shards import import_tpg as take
 
-    _told(
+    manifest = _told(
         "counting the records of the files",
         out,
         lambda line: take(sources, out, processes=processes, command=_command(), on_progress=line.rows),
     )
+    if left_out := manifest.made[0].task[LEFT_OUT]:
+        click.echo(
+            f"left out: {left_out:,} positions with castling rights, or more pieces than endings here have"
+        )
 
 
 def _make(
@@ -176,7 +182,7 @@ def _make(
     )
 
 
-def _told(first: str, out: Path, make: Callable[[ProgressLine], Manifest]) -> None:
+def _told(first: str, out: Path, make: Callable[[ProgressLine], Manifest]) -> Manifest:
     """Make shards, telling how it goes."""
     from manyhands.errors import Interrupted
     from manyhands.ui.shard_progress import ProgressLine
@@ -190,6 +196,7 @@ def _told(first: str, out: Path, make: Callable[[ProgressLine], Manifest]) -> No
                 f"interrupted; what is made is kept in {out}, and the same command goes on from there"
             ) from None
     click.echo(summary(manifest, out))
+    return manifest
 
 
 def _command() -> str:
