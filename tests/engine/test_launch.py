@@ -39,3 +39,12 @@ def test_machines_that_do_not_come_and_a_port_that_is_taken_are_told() -> None:
         assert f"port {port} at 127.0.0.1 cannot be opened (Address already in use" in started(0, port)
     assert f"machine 1 of 2 found nobody at 127.0.0.1:{port} within 1 s" in started(1, port)
     assert "machine 0 of 2: not all machines came within 1 s" in started(0, port)
+
+
+@pytest.mark.parametrize(("restarts", "times"), [(0, "once"), (1, "twice"), (2, "3 times")])
+def test_how_often_a_training_was_started_before_it_is_given_up(restarts: int, times: str) -> None:
+    told: list[str] = []
+    assert launch(["-c", "raise SystemExit(1)"], 1, restarts=restarts, again=(), tell=told.append) == 1
+    assert told[-1] == (
+        f"rank 0 ended with code 1; it was started {times} and is given up (exec.restarts={restarts})"
+    )

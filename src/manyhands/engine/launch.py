@@ -80,7 +80,7 @@ def launch(
             told = f"rank {rank} {_ending(failure)}"
             if attempt == restarts:
                 tell(
-                    f"{told}; it was started {restarts + 1} times and is given up (exec.restarts={restarts})"
+                    f"{told}; it was started {_times(attempt + 1)} and is given up (exec.restarts={restarts})"
                 )
                 return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
             tell(f"{told}: starting again from the last checkpoint ({attempt + 1} of {restarts})")
@@ -140,6 +140,10 @@ def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
         )
 
     return min(failures.items(), key=order)
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def _ending(failure: ProcessFailure) -> str:
