@@ -255,6 +255,14 @@ def test_each_of_a_sweep_has_a_directory_of_its_own(manyhands: Run, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [("-m", "seed=1,2"), ("processes=2",), ("-m", "seed=1,2", "processes=2")])
+def test_debug_reaches_the_processes_of_a_training(manyhands: Run, words: tuple[str, ...]) -> None:
+    done = manyhands("train", *TABLE, "--debug", "task.target=nowhere", *words, "--logs", "none", timeout=120)
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_sweep_that_ended_early_goes_on(manyhands: Run, tmp_path: Path) -> None:
     runs = tmp_path / "home" / "runs"
     done = manyhands("train", "-m", *TABLE, "--logs", "none", "local.optimizer.lr=0.1,bad")

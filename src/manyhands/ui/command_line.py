@@ -38,6 +38,12 @@ def _remember_debug(context: click.Context, _parameter: click.Parameter, value: 
         context.find_root().meta["manyhands.debug"] = True
 
 
+def debug_asked() -> bool:
+    """Whether --debug is on the command line that is being carried out."""
+    context = click.get_current_context(silent=True)
+    return context is not None and "manyhands.debug" in context.meta
+
+
 def _debug_option() -> click.Option:
     return click.Option(
         ["--debug"],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manyhands.errors import Interrupted
+from manyhands.ui.command_line import debug_asked
 
 if TYPE_CHECKING:
     from manyhands.engine.configuration import Configuration
@@ -124,7 +125,7 @@ class Here:
             command += ["--logs", self._logs]
         if self._configuration.start.resume is not None:
             command += ["--resume", self._configuration.start.resume]
-        return command
+        return [*command, "--debug"] if debug_asked() else command
 
     def _here(self) -> None:
         from manyhands.ui.live import choose_logs
