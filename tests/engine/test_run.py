@@ -48,6 +48,22 @@ def test_a_training_learns_reports_and_saves(world: Any, tmp_path: Path) -> None
     assert rates == sorted(rates, reverse=True)
 
 
+def test_reports_come_as_often_as_asked_and_before_what_is_evaluated_or_saved(
+    world: Any, tmp_path: Path
+) -> None:
+    """Pieces of three steps; every second one is evaluated and saved."""
+
+    def reported(every: int) -> list[int]:
+        events: list[dict[str, Any]] = []
+        settings = EngineSettings(logging=Logging(every_steps=every))
+        result = train(world.plan, tmp_path / str(every), settings=settings, on_event=events.append)
+        assert result.tokens == 12 * 4 * 16
+        return [event["step"] for event in events if event["kind"] == "step"]
+
+    assert reported(4) == [4, 6, 10, 12]
+    assert reported(250) == [6, 12]
+
+
 @pytest.mark.parametrize("at", [2, 3, 7])
 def test_an_interrupted_training_resumes_exactly(world: Any, tmp_path: Path, same: Any, at: int) -> None:
     """SIGINT after step `at`, inside or at the end of a piece of local.steps=3, while evaluations come between."""

@@ -57,8 +57,11 @@ class Report:
     _since: float = field(default_factory=time.perf_counter)
 
     def start(self) -> None:
-        """The clock runs from now: what was before, such as an evaluation, is not training."""
-        self._since = time.perf_counter()
+        """The clock runs from now, unless it times steps that are not yet reported: what was before, such as an
+        evaluation, is not training.
+        """
+        if not self._unread:
+            self._since = time.perf_counter()
 
     def saw(self, number: int, step: Step, rate: float) -> None:
         """Step `number`, counted from 1, is done."""

@@ -261,6 +261,7 @@ class _Run:
         """All steps that are left, in pieces of local.steps."""
         while self.cursor.step < self.total_steps:
             if self._steps(stop):
+                self.report.write()
                 path = self._save(whole=True)
                 self.emit("interrupted", step=self.cursor.step, checkpoint=str(path))
                 raise Interrupted(
@@ -269,9 +270,13 @@ class _Run:
                 )
             round_ = self.cursor.step // self.plan.local.steps
             last = self.cursor.step == self.total_steps
-            if last or self._due(round_):
+            evaluated = last or self._due(round_)
+            saved = last or round_ % self.plan.rounds.snapshot_every == 0
+            if evaluated or saved:  # so a loss that is not finite is found before
+                self.report.write()
+            if evaluated:
                 self._evaluate()
-            if last or round_ % self.plan.rounds.snapshot_every == 0:
+            if saved:
                 self._save()
         return self._finished()
 
@@ -326,9 +331,7 @@ class _Run:
             if logging.optim_stats_steps and self.cursor.step % logging.optim_stats_steps == 0:
                 self.emit("optimizer_stats", step=self.cursor.step, tensors=self._stats())
             if self._stopping(stop, due):
-                self.report.write()
                 return True
-        self.report.write()
         return self._stopping(stop, due=True)
 
     def _step(self, batches: Sequence[Batch], rate: float) -> None:

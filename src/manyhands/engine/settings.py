@@ -71,7 +71,8 @@ class Logging(Settings):
     """Where figures go beside events.jsonl, which is always written."""
 
     every_steps: Count = 10
-    """Optimizer steps between two reports; on a GPU each one waits for the device."""
+    """Optimizer steps between two reports, which also come before each evaluation and checkpoint; on a GPU each one
+    waits for the device."""
     optim_stats_steps: Annotated[int, Field(ge=0)] = 0
     """Steps between reports of weights', gradients' and optimizer states' norms by tensor; 0: none."""
     tensorboard: bool = False
