@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import Store
 from manyhands.errors import Refused, WorkerError
 
 FILE = "rendezvous.json"
+_MISMATCH = "mismatch"
 _LOOK_EVERY_S = 0.1
 _STORE_TIMEOUT = timedelta(minutes=10)
 _ANSWER_S = 2.0  # how long a store may take to answer before its address counts as stale
@@ -150,13 +151,14 @@ def _find(directory: Path, rank: int, world_size: int, end: float, wait_s: float
 
 
 def _check_size(store: Store, rank: int, world_size: int) -> None:
-    """All ranks must mean the same number of them as rank 0 does."""
+    """All ranks must mean the same number of them as rank 0 does; one that does not tells those that wait for it."""
     if rank == 0:
         store.set("world_size", str(world_size))
     elif (expected := int(store.get("world_size"))) != world_size:
-        raise WorkerError(
-            f"rank {rank} was started with world_size={world_size}, rank 0 with {expected}: start all with the same"
-        )
+        text = f"rank {rank} was started with world_size={world_size}, rank 0 with {expected}"
+        text += ": start all with the same"
+        store.set(_MISMATCH, text)
+        raise WorkerError(text)
 
 
 def _wait_for_all(store: Store, rank: int, world_size: int, end: float, waited_s: float) -> None:
@@ -165,6 +167,8 @@ def _wait_for_all(store: Store, rank: int, world_size: int, end: float, waited_s
         raise Refused(f"rank {rank} was started twice: give every process its own rank=0 to {world_size - 1}")
     names = [f"rank-{r}" for r in range(world_size)]
     while not store.check(names):
+        if store.check([_MISMATCH]):
+            raise WorkerError(store.get(_MISMATCH).decode())
         if time.monotonic() > end:
             missing = [r for r in range(world_size) if not store.check([f"rank-{r}"])]
             raise WorkerError(
