@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from manyhands.engine.refusal import FILE as REFUSAL
+from manyhands.engine.refusal import leave_refusal, refusal_in
 from manyhands.engine.rendezvous import FILE, meet
-from manyhands.errors import Refused, WorkerError
+from manyhands.errors import RankLost, Refused, WorkerError
 
 
 def together(directory: Path, ranks: list[tuple[int, int]], wait_s: float = 20.0) -> list[Any]:
@@ -89,6 +91,36 @@ def test_so_are_those_that_meet_at_an_address(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for told in pool.map(one, [(0, 2), (1, 3)]):
             assert "rank 1 was started with world_size=3, rank 0 with 2" in told
+
+
+@pytest.mark.parametrize(("waits", "refuses"), [(1, 0), (0, 1)])
+def test_who_refuses_to_come_ends_those_that_wait(tmp_path: Path, waits: int, refuses: int) -> None:
+    leave_refusal(tmp_path, refuses, "an earlier start's reason")
+    earlier = refusal_in(tmp_path)
+    refusal = threading.Timer(1, leave_refusal, (tmp_path, refuses, "the reason"))
+    refusal.start()
+    with pytest.raises(RankLost, match=f"^rank {refuses} ended before the ranks met: the reason$"):
+        meet(tmp_path, waits, 2, wait_s=20, earlier=earlier)
+    refusal.join()
+
+
+def test_what_an_earlier_start_refused_does_no_harm(tmp_path: Path) -> None:
+    leave_refusal(tmp_path, 1, "an earlier start's reason")
+    earlier = refusal_in(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        stores = list(pool.map(lambda rank: meet(tmp_path, rank, 2, wait_s=20, earlier=earlier), (0, 1)))
+    assert len(stores) == 2
+    assert not (tmp_path / REFUSAL).exists(), "they have met"
+
+
+def test_another_start_of_rank_0_does_not_end_those_that_have_found_theirs(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(meet, tmp_path, rank, 3, wait_s=20) for rank in (0, 1)]
+        time.sleep(1)
+        leave_refusal(tmp_path, 0, "not theirs")
+        time.sleep(0.5)
+        third = meet(tmp_path, 2, 3, wait_s=20)
+        assert waiting[0].result().get("token") == third.get("token")
 
 
 def test_the_same_rank_twice_is_refused(tmp_path: Path) -> None:

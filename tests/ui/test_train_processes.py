@@ -246,6 +246,27 @@ def test_processes_started_by_hand_meet_and_differing_ones_are_told(start: Calla
     assert "settings (logging.every_steps is 10 with rank 0 and 3 here): start all" in ranks[0].text()
 
 
+def test_who_refuses_before_the_meeting_ends_the_others_with_the_reason(
+    start: Callable[..., Training],
+) -> None:
+    whole = start("rounds.total=2")
+    text = whole.text()
+    assert whole.process.returncode == 0, text
+    for _ in range(2):
+        began = time.monotonic()
+        ranks = [start(f"rank={rank}", "world_size=2", "rounds.total=2") for rank in (1, 0)]
+        waited, refused = (rank.text() for rank in ranks)
+        assert time.monotonic() - began < 60
+        assert [rank.process.returncode for rank in ranks] == [14, 7]
+        assert "error: rank 0 ended before the ranks met: " in waited
+        assert "holds checkpoints of an earlier training: go on from it with --resume" in waited
+        assert refused.partition("error: ")[2] in waited
+    ranks = [start(f"rank={rank}", "world_size=2", "rounds.total=2", "resume=latest") for rank in (1, 0)]
+    for rank in ranks:
+        text = rank.text()
+        assert rank.process.returncode == 0, text
+
+
 def test_parts_of_a_model_are_not_saved_in_directories_of_their_own(start: Callable[..., Training]) -> None:
     """As on machines that share none. It is seen before the first step."""
     with socket.create_server(("127.0.0.1", 0)) as free:

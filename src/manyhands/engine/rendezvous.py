@@ -1,9 +1,10 @@
 """How processes that were started by hand find each other without an address: a file in the run's directory.
 
 Rank 0 opens a store on a free port of its own and writes where it is; the others read that, and try again while
-nobody answers there, so a file that an earlier start left behind does no harm. Every rank reports in the store, so
-who waits in vain can say whose turn it is. A directory belongs to one training at a time: a second rank 0 finds the
-first one answering and gives up.
+nobody answers there, so a file that an earlier start left behind does no harm. A rank that refuses before it comes
+leaves its reason there too (engine/refusal.py), which ends those that wait for it. Every rank reports in the store,
+so who waits in vain can say whose turn it is. A directory belongs to one training at a time: a second rank 0 finds
+the first one answering and gives up.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +24,9 @@ from pathlib import Path
 from torch.distributed import DistError, DistNetworkError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import Store
 
-from manyhands.errors import Refused, WorkerError
+from manyhands.engine.refusal import FILE as REFUSAL
+from manyhands.engine.refusal import Refusal, refusal_in
+from manyhands.errors import RankLost, Refused, WorkerError
 
 FILE = "rendezvous.json"
 _MISMATCH = "mismatch"
@@ -48,26 +52,36 @@ def meet(
     wait_s: float,
     address: str | None = None,
     port: int | None = None,
+    earlier: Refusal | None = None,
 ) -> Store:
     """The store in which all ranks of this training are; returns when the last one has come.
 
-    `address`, `port`: where rank 0 is, if it is known; then no file is needed. Raises WorkerError when ranks are
-    missing after `wait_s`, or the port is taken; Refused when another training meets in this directory.
+    `address`, `port`: where rank 0 is, if it is known; then no file is needed. `earlier`: what lay in the directory
+    when this process was started. Raises WorkerError when ranks are missing after `wait_s`, or the port is taken;
+    RankLost with the reason of one that has refused; Refused when another training meets in this directory.
     """
     end = time.monotonic() + wait_s
+    by_file = address is None or port is None
     if address is not None and port is not None:
         store: Store = _given(rank, world_size, address, port, wait_s)
     elif rank == 0:
         store = _open(directory, address or _own_address())
     else:
-        store = _find(directory, rank, world_size, end, wait_s)
+        store = _find(directory, rank, world_size, end, wait_s, earlier)
+
+    def look() -> None:
+        if by_file:
+            _check_refused(directory, earlier, but=(0, rank))  # rank 0 is there: one that refuses is another
+
     try:
         _check_size(store, rank, world_size)
-        _wait_for_all(store, rank, world_size, end, wait_s)
+        _wait_for_all(store, rank, world_size, end, wait_s, look)
     except DistError as error:
         raise WorkerError(
             f"rank {rank} of {world_size}: rank 0 has given up, and has said why ({_first_line(error)[:120]})"
         ) from None
+    if by_file and rank == 0:
+        (directory / REFUSAL).unlink(missing_ok=True)
     store.set_timeout(_STORE_TIMEOUT)
     return store
 
@@ -136,18 +150,27 @@ def _open(directory: Path, address: str) -> Store:
     return store
 
 
-def _find(directory: Path, rank: int, world_size: int, end: float, wait_s: float) -> Store:
+def _find(
+    directory: Path, rank: int, world_size: int, end: float, wait_s: float, earlier: Refusal | None
+) -> Store:
     while True:
         found = _read(directory)
         store = None if found is None else _reached(found)
         if store is not None:
             return store
+        _check_refused(directory, earlier, but=(rank,))
         if time.monotonic() > end:
             raise WorkerError(
                 f"rank {rank} of {world_size} found no rank 0 in {directory} within {wait_s:g} s: start it with the "
                 "same run, or raise exec.wait_for_ranks_s"
             )
         time.sleep(_LOOK_EVERY_S)
+
+
+def _check_refused(directory: Path, earlier: Refusal | None, *, but: Collection[int]) -> None:
+    found = refusal_in(directory)
+    if found is not None and found != earlier and found.rank not in but:
+        raise RankLost(f"rank {found.rank} ended before the ranks met: {found.text}")
 
 
 def _check_size(store: Store, rank: int, world_size: int) -> None:
@@ -161,7 +184,9 @@ def _check_size(store: Store, rank: int, world_size: int) -> None:
         raise WorkerError(text)
 
 
-def _wait_for_all(store: Store, rank: int, world_size: int, end: float, waited_s: float) -> None:
+def _wait_for_all(
+    store: Store, rank: int, world_size: int, end: float, waited_s: float, look: Callable[[], None]
+) -> None:
     name = f"rank-{rank}"
     if store.add(name, 1) > 1:
         raise Refused(f"rank {rank} was started twice: give every process its own rank=0 to {world_size - 1}")
@@ -169,6 +194,7 @@ def _wait_for_all(store: Store, rank: int, world_size: int, end: float, waited_s
     while not store.check(names):
         if store.check([_MISMATCH]):
             raise WorkerError(store.get(_MISMATCH).decode())
+        look()
         if time.monotonic() > end:
             missing = [r for r in range(world_size) if not store.check([f"rank-{r}"])]
             raise WorkerError(

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from manyhands.errors import Interrupted
+from manyhands.errors import Interrupted, ManyhandsError
 from manyhands.ui.command_line import debug_asked
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Here:
 
         self._configuration, self._allowed, self._logs = configuration, allowed, logs
         self._directory = training_directory(configuration, directory)
+        from manyhands.engine.refusal import refusal_in
+
+        self._earlier = refusal_in(self._directory)
 
     def train(self, devices: str | None, *, started: bool) -> None:
         """Here, or in processes of its own when several are asked for."""
@@ -42,7 +46,8 @@ class Here:
         if started and start.processes is None and start.nodes is None:
             self._here()
             return
-        self._check(processes)
+        with self._telling_why():
+            self._check(processes)
         if not several:
             self._here()
             return
@@ -117,6 +122,19 @@ class Here:
         if not prepared_mark(materials, plan_hash(self._configuration.plan)).is_file():
             check_in_process(self._configuration.plan, materials, task.target)
 
+    @contextmanager
+    def _telling_why(self) -> Iterator[None]:
+        """Before the ranks have met: why this one does not come is told to those that wait for it."""
+        start = self._configuration.start
+        try:
+            yield
+        except ManyhandsError as error:
+            if start.rank is not None and start.master_addr is None:
+                from manyhands.engine.refusal import leave_refusal
+
+                leave_refusal(self._directory, start.rank, str(error))
+            raise
+
     def _command(self) -> list[str]:
         command = ["-m", "manyhands", "train", "--kept", "--directory", str(self._directory)]
         for target in self._allowed:
@@ -144,9 +162,10 @@ class Here:
             from manyhands.engine.run import train as run
             from manyhands.plan.needs import check_installed
 
-            place, resume = self._place(), self._resume()
-            check_installed(configuration.packages())
-            check_trainable(configuration.plan, place, self._directory, resume, configuration.settings)
+            with self._telling_why():
+                place, resume = self._place(), self._resume()
+                check_installed(configuration.packages())
+                check_trainable(configuration.plan, place, self._directory, resume, configuration.settings)
             if leads:
                 configuration.keep(self._directory)
                 if logs in ("console", "tui"):
@@ -185,6 +204,7 @@ class Here:
                 wait_s=self._configuration.settings.exec.wait_for_ranks_s,
                 address=start.master_addr,
                 port=start.master_port,
+                earlier=self._earlier,
             )
 
         return Place(rank=rank, world_size=world_size, meet=meet, machine=this_machine())
