@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,45 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "header.csv").write_bytes(b"\xe9t\xe9\n1\n")
     with pytest.raises(DataError, match=r"header\.csv:1: not UTF-8 .*mend the header"):
         read_rows(Table(files=(str(tmp_path / "header.csv"),), on_broken="skip"), Faults(stop=False))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", r"b\.csv is empty"),
+        (b"\n\n", r"b\.csv is empty"),
+        (None, r"b\.csv cannot be read: No such file"),
+        (b"\x89PNG\r\n\x1a\n\x00", r"b\.csv:1: not UTF-8 \(byte 0x89\)"),
+        ("a,b\n1,2\n".encode("utf-16"), r"b\.csv:1: not UTF-8"),
+        ("a,b\n1,2\n".encode("utf-16-le"), r"b\.csv:1: a NUL byte"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_whole_file_that_is_broken_is_left_out_by_policy(
+    tmp_path: Path, data: bytes | None, why: str, at: int
+) -> None:
+    files = [write(tmp_path / "a.csv", "a,b\n1,2\n"), write(tmp_path / "c.csv", "b,a\n4,3\n")]
+    files.insert(at, str(tmp_path / "b.csv"))
+    if data is not None:
+        (tmp_path / "b.csv").write_bytes(data)
+    faults = Faults(stop=False)
+    rows = read_rows(Table(files=tuple(files), on_broken="skip"), faults)
+    assert (rows.columns, rows.cells) == (("a", "b"), (("1", "2"), ("3", "4")))
+    assert faults.count == 0
+    (told,) = faults.files.values()
+    assert re.search(why, told)
+    with pytest.raises(DataError, match=why):
+        read_rows(Table(files=tuple(files)), Faults(stop=True))
+    with pytest.raises(DataError, match=rf"no rows in .*{why}.*give a table with rows"):
+        read_rows(Table(files=(files[at],), on_broken="skip"), Faults(stop=False))
+
+
+def test_the_first_line_of_a_file_without_a_header_is_a_line_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xe9,1\n2,3\n")
+    table = Table(files=(str(tmp_path / "a.csv"),), column_names=("a", "b"), on_broken="skip")
+    faults = Faults(stop=False)
+    assert read_rows(table, faults).cells == (("2", "3"),)
+    assert (faults.count, faults.files) == (1, {})
 
 
 def test_a_line_that_is_not_utf_8_is_skipped_by_policy(tmp_path: Path) -> None:

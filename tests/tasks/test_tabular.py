@@ -265,6 +265,24 @@ def test_broken_rows_are_skipped_and_recorded(tmp_path: Path) -> None:
     assert record["training"] + record["validation"] == 197
 
 
+def test_broken_files_are_left_out_and_recorded(tmp_path: Path) -> None:
+    task = csv_task(table(tmp_path / "t.csv"))
+    (tmp_path / "empty.csv").touch()
+    task["table"]["files"] += [str(tmp_path / "empty.csv"), str(tmp_path / "missing.csv")]
+    with pytest.raises(DataError, match=r"empty\.csv is empty"):
+        prepared(tmp_path, **task)
+    task["table"]["on_broken"] = "skip"
+    _, opened = prepared(tmp_path, **task)
+    assert isinstance(opened, Warns)
+    (told,) = opened.warnings
+    assert told.startswith("files that are left out: 2 as broken (")
+    assert "empty.csv is empty" in told
+    assert "missing.csv cannot be read: No such file" in told
+    record = json.loads((tmp_path / "m" / "record.json").read_text())
+    assert [source["file"] for source in record["source"]] == ["t.csv"]
+    assert len(record["broken_files"]) == 2
+
+
 def test_predictions_need_every_column_and_their_own_task(tmp_path: Path) -> None:
     plan, task = prepared(tmp_path, **csv_task(table(tmp_path / "t.csv")))
     model = task.build_model()

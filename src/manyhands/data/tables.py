@@ -1,8 +1,8 @@
 """Tables from CSV files: lines to rows, cells to typed columns, rows to training and validation.
 
 Every row remembers its file and line, so that whatever is found wrong with it later can say where. Broken
-rows go through one place, `Faults`: by policy the first one stops, or all are skipped and counted. Rows keep
-the order of the files, so the same files and settings give the same table on every machine.
+rows and files go through one place, `Faults`: by policy the first one stops, or all are skipped and counted.
+Rows keep the order of the files, so the same files and settings give the same table on every machine.
 """
 
 from __future__ import annotations
@@ -28,15 +28,20 @@ Int64s = npt.NDArray[np.int64]
 DEFAULT_SHARE = 0.2
 LISTED_FAULTS = 100
 """So many broken rows are named in the record; all of them are counted."""
+NAMED_FAULTS = 3
+"""So many are named in a message or warning; more are in the record."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Faults:
-    """What was broken. `stop`: the first fault raises DataError instead of being kept."""
+    """What was broken: lines, the first of which are listed, and whole files with what is wrong with each. `stop`:
+    the first fault raises DataError instead of being kept.
+    """
 
     stop: bool
     count: int = 0
     listed: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
     def found(self, place: str, why: str) -> None:
         """`place` is file:line."""
@@ -47,6 +52,16 @@ class Faults:
         self.count += 1
         if len(self.listed) < LISTED_FAULTS:
             self.listed.append(f"{place}: {why}")
+
+    def file_found(self, file: str, error: DataError) -> None:
+        """`error` says what is wrong with the whole file, and names it."""
+        if self.stop:
+            raise error
+        self.files[file] = str(error)
+
+
+class BrokenFile(DataError):
+    """Nothing of a table file can be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,43 +93,59 @@ class Split:
 
 # ------------------------------------------------------------------------------ reading
 def read_rows(table: Table, faults: Faults) -> Rows:
-    """All rows of `table.files`. Raises DataError for a file that is missing, not UTF-8, without rows, or with
-    other columns than the first one; a line that is no row goes to `faults`.
+    """All rows of `table.files`. A line that is no row goes to `faults`, and so does a file that is missing, empty or
+    has no readable header. Raises DataError for files without rows, or with other columns than the first one.
     """
     columns: tuple[str, ...] = table.column_names
     _refuse_twice(columns, "task.table.column_names")
     cells: list[tuple[str | None, ...]] = []
     places: list[str] = []
+    first = table.files[0]
     for file in table.files:
-        lines = _lines(file, table.separator, faults)
-        names = table.column_names
-        if not names:
-            place, header = next(lines, ("", ()))
-            if not header:
-                raise DataError(f"table file {file} is empty: a header and rows were expected")
-            names = header
-            _refuse_twice(names, place)
-        columns = columns or names
-        order = _order(names, columns, file, table.files[0])
-        for place, row in lines:
-            if len(row) != len(names):
-                faults.found(place, f"{len(row)} cells, and there are {len(names)} columns")
-                continue
-            cells.append(tuple(None if row[i] in table.missing else row[i] for i in order))
-            places.append(place)
+        try:
+            part = _rows_of(file, table, faults)
+        except BrokenFile as error:
+            faults.file_found(file, error)
+            continue
+        if not columns:
+            columns, first = part.columns, file
+        order = _order(part.columns, columns, file, first)
+        cells += [tuple(row[i] for i in order) for row in part.cells]
+        places += part.places
     if not cells:
-        raise DataError(
-            f"no rows in {', '.join(table.files)} ({faults.count} broken lines): give a table with rows"
-        )
+        why = "; ".join([f"{faults.count} broken lines", *list(faults.files.values())[:NAMED_FAULTS]])
+        raise DataError(f"no rows in {', '.join(table.files)} ({why}): give a table with rows")
     return Rows(columns=columns, cells=tuple(cells), places=tuple(places))
 
 
-def _lines(file: str, separator: str, faults: Faults) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _rows_of(file: str, table: Table, faults: Faults) -> Rows:
+    """Of one file, in the order of its own columns. Raises BrokenFile."""
+    lines = _lines(file, table, faults)
+    names = table.column_names
+    if not names:
+        place, names = next(lines, ("", ()))
+        if not names:
+            raise BrokenFile(f"table file {file} is empty: a header and rows were expected")
+        if any("\0" in name for name in names):
+            raise BrokenFile(f"{place}: a NUL byte, which no text has; mend the header")
+        _refuse_twice(names, place)
+    cells: list[tuple[str | None, ...]] = []
+    places: list[str] = []
+    for place, row in lines:
+        if len(row) != len(names):
+            faults.found(place, f"{len(row)} cells, and there are {len(names)} columns")
+            continue
+        cells.append(tuple(None if cell in table.missing else cell for cell in row))
+        places.append(place)
+    return Rows(columns=names, cells=tuple(cells), places=tuple(places))
+
+
+def _lines(file: str, table: Table, faults: Faults) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(file:line, cells without surrounding blanks) of each line that is not empty."""
-    path, header = Path(file).expanduser(), True
+    path, header = Path(file).expanduser(), not table.column_names
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.reader(stream, delimiter=separator, strict=True)
+            reader = csv.reader(stream, delimiter=table.separator, strict=True)
             while True:
                 place = f"{path}:{reader.line_num + 1}"
                 try:
@@ -123,7 +154,7 @@ def _lines(file: str, separator: str, faults: Faults) -> Iterator[tuple[str, tup
                 except (csv.Error, UnicodeEncodeError) as error:
                     broken = _broken_line(error)
                     if header:  # what the next line means is not known without it
-                        raise DataError(f"{place}: {broken}; mend the header") from None
+                        raise BrokenFile(f"{place}: {broken}; mend the header") from None
                     faults.found(place, broken)
                     continue
                 if row is None:
@@ -132,7 +163,7 @@ def _lines(file: str, separator: str, faults: Faults) -> Iterator[tuple[str, tup
                     header = False
                     yield place, tuple(cell.strip() for cell in row)
     except OSError as error:
-        raise DataError(f"table file {path} cannot be read: {error.strerror}; check the path") from error
+        raise BrokenFile(f"table file {path} cannot be read: {error.strerror}; check the path") from error
 
 
 def _broken_line(error: csv.Error | UnicodeEncodeError) -> str:

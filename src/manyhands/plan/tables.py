@@ -32,8 +32,9 @@ class Table(Settings):
     missing: tuple[str, ...] = ("", "?", "NA", "NaN", "nan")
     """Cells that stand for a missing value."""
     on_broken: Literal["stop", "skip"] = "stop"
-    """A line with too few or too many cells, or with text where a number is expected: stop, naming file and
-    line; or skip it, counted in the run's record."""
+    """A line with too few or too many cells, or with text where a number is expected, or a whole file that is
+    missing, empty or not UTF-8: stop, naming file and line; or skip it, counted in the run's record. Where no file is
+    left, and where a file has other columns than the first, it always stops."""
 
     @model_validator(mode="after")
     def _either_files_or_generated(self) -> Self:

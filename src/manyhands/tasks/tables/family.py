@@ -24,7 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from manyhands.data.features import Statistics, measure, missing_any
-from manyhands.data.tables import Faults, Int64s, Rows, Split, read_rows, split_rows, typed_columns
+from manyhands.data.tables import (
+    NAMED_FAULTS,
+    Faults,
+    Int64s,
+    Rows,
+    Split,
+    read_rows,
+    split_rows,
+    typed_columns,
+)
 from manyhands.errors import DataError, PlanError
 from manyhands.plan.schema import Plan
 from manyhands.plan.tables import SurvivalTask, TabularTask
@@ -48,9 +57,6 @@ from manyhands.tasks.tables.opened import Arrays
 
 RECORD = "record.json"
 DATA = {TRAINING: "training.safetensors", VALIDATION: "validation.safetensors"}
-
-_NAMED = 3
-"""So many broken rows are named in the warning; more are in the record."""
 
 Settings = TypeVar("Settings", TabularTask, SurvivalTask)
 
@@ -239,18 +245,24 @@ class TableFamily(ABC, Generic[Settings]):
 
 
 def _left_out(materials: Path) -> tuple[str, ...]:
-    """Which rows are not learned from, where there are any, in a sentence."""
+    """Which files and rows are not learned from, where there are any, in a sentence each."""
     try:
         record = json.loads((materials / RECORD).read_text(encoding="utf-8"))
         broken, listed = int(record["broken"]["count"]), [str(each) for each in record["broken"]["listed"]]
+        files = [str(each) for each in record.get("broken_files", ())]
         dropped = {str(why): int(count) for why, count in record["dropped"].items() if count}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"material {materials / RECORD}: {error}; fetch the run's materials again") from error
-    parts = [f"{count} for a {why}" for why, count in dropped.items()]
+    rows = [f"{count} for a {why}" for why, count in dropped.items()]
     if broken:
-        more = ", ..." if broken > len(listed[:_NAMED]) else ""
-        parts.insert(0, f"{broken} as broken ({'; '.join(listed[:_NAMED])}{more})")
-    return (f"rows that are left out: {', '.join(parts)}",) if parts else ()
+        rows.insert(0, _as_broken(broken, listed))
+    parts = {"files": [_as_broken(len(files), files)] if files else [], "rows": rows}
+    return tuple(f"{what} that are left out: {', '.join(why)}" for what, why in parts.items() if why)
+
+
+def _as_broken(count: int, listed: Sequence[str]) -> str:
+    more = ", ..." if count > len(listed[:NAMED_FAULTS]) else ""
+    return f"{count} as broken ({'; '.join(listed[:NAMED_FAULTS])}{more})"
 
 
 def _rows_of(file: Path) -> dict[str, torch.Tensor]:
@@ -299,7 +311,7 @@ def _rows_at(rows: Rows, numbers: Int64s) -> Rows:
 def _record(
     task: TabularTask | SurvivalTask, rows: Rows, split: Split, loaded: _Loaded, faults: Faults
 ) -> dict[str, Any]:
-    files = [Path(file).expanduser() for file in task.table.files]
+    files = [Path(file).expanduser() for file in task.table.files if file not in faults.files]
     return {
         "version": 1,
         "source": [
@@ -312,4 +324,5 @@ def _record(
         "left_out_by_split": split.left_out,
         "dropped": loaded.dropped,
         "broken": {"count": faults.count, "listed": faults.listed},
+        "broken_files": list(faults.files.values()),
     }
