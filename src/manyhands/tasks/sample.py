@@ -6,13 +6,19 @@ at a time over a window of the model's context length, so a sample may be longer
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
+from manyhands.config import shown
 from manyhands.errors import DataError
 from manyhands.tasks.causal_models import context_of, quietly
 from manyhands.tasks.language_model.saved import load_language_model, load_tokenizer
+
+_NAMED: Final = 12
+"""So many unknown characters are named at most."""
 
 
 @quietly()
@@ -28,14 +34,14 @@ def sample_text(
     """`prompt` and up to `tokens` more tokens, until the model ends the text.
 
     temperature 0 takes the likeliest token; top_k 0 allows all. The same seed gives the same text on the same
-    machine. Raises DataError for a directory that is no checkpoint of a language model.
+    machine. Raises DataError for a directory that is no checkpoint of a language model, and for a prompt with
+    characters that its tokenizer does not know.
     """
     model = load_language_model(directory).eval()
     tokenizer = load_tokenizer(directory)
     context = context_of(model.config) or 0  # 0: all of it
     end = tokenizer.eos_token_id
-    encoded = tokenizer(prompt, add_special_tokens=False, verbose=False) if prompt else {"input_ids": []}
-    ids: list[int] = list(encoded["input_ids"])
+    ids = _encoded(tokenizer, prompt, directory) if prompt else []
     if not ids and end is None:
         raise DataError(f"the tokenizer in {directory} has no end-of-text token to start from; give a prompt")
     window = list(ids) or [end]
@@ -51,6 +57,29 @@ def sample_text(
             ids.append(chosen)
             window.append(chosen)
     return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _encoded(tokenizer: Any, prompt: str, directory: Path) -> list[int]:
+    """Raises DataError for what would be lost: mapped to the unknown token, or dropped without one."""
+    encode = partial(tokenizer, add_special_tokens=False, verbose=False)
+    ids: list[int] = list(encode(prompt)["input_ids"])
+    if not tokenizer.is_fast:  # which do not tell where a token is from
+        return ids
+    places: list[tuple[int, int]] = encode(prompt, return_offsets_mapping=True)["offset_mapping"]
+    pieces = [(token, prompt[start:end]) for token, (start, end) in zip(ids, places, strict=True)]
+    unknown, name = tokenizer.unk_token_id, tokenizer.unk_token  # by its name a prompt may have it
+    lost = [piece for token, piece in pieces if token == unknown and piece != name]
+    kept = {at for start, end in places for at in range(start, end)}
+    left = [c for at, c in enumerate(prompt) if at not in kept and not c.isspace()]
+    lost += [c for c in left if not encode(c)["input_ids"]]  # else it became one with another, as accents do
+    if lost:
+        distinct = [repr(piece) for piece in dict.fromkeys(lost)]
+        more = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
+        raise DataError(
+            f"the prompt {shown(prompt)} has {', '.join(distinct[:_NAMED])}{more}, which the tokenizer in "
+            f"{directory} does not know: leave that out; a tokenizer of characters knows those of its training text"
+        )
+    return ids
 
 
 def _choose(logits_V: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
