@@ -206,6 +206,31 @@ def test_shards_that_changed_since_the_training_began(tmp_path: Path, table_shar
         opened(plan, tmp_path / "again")
 
 
+def test_shards_elsewhere_are_those_that_are_read(
+    tmp_path: Path, table_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not those of the preparation, which are still in place; a relative path means another place elsewhere."""
+    plan = Plan(seed=3, task=TABLE)
+    materials = tmp_path / "task"
+    family_of(with_shards(plan, table_shards)).prepare(with_shards(plan, table_shards), materials)
+
+    def opened_over(directory: Path | str) -> Any:
+        over = with_shards(plan, Path(directory))
+        return family_of(over).open(over, materials)
+
+    shutil.copytree(table_shards, tmp_path / "copy")
+    assert opened_over(tmp_path / "copy").shards.directory == tmp_path / "copy"
+    pack(Plan(seed=4, task=TABLE), tmp_path / "others", processes=1)
+    with pytest.raises(DataError, match=r"the shards in .*others are others than when"):
+        opened_over(tmp_path / "others")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"are not in .*empty, and"):
+        opened_over(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path)
+    for relative in ("others", "empty", "nothing", str(tmp_path / "gone")):
+        assert opened_over(relative).shards.directory == table_shards
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_read_each_row_once_in_an_epoch(tmp_path: Path, table_shards: Path, ranks: int) -> None:
     """The same rows in the same steps, however many ranks share them; no tail is dropped, none is starved."""

@@ -15,6 +15,7 @@ import pytest
 from manyhands.data.shards.making import Progress
 from manyhands.errors import PlanError
 from manyhands.plan.tasks import ChessEndgamesTask
+from manyhands.ui.main import run
 from manyhands.ui.plans import configuration_from
 from manyhands.ui.shard_progress import rows_text
 
@@ -84,6 +85,33 @@ def test_a_training_needs_no_other_word_than_the_directory(manyhands: Run, endga
     )
     assert trained.returncode == 0, trained.stderr
     assert "finished at step 2" in trained.stdout
+
+
+def test_other_shards_than_those_of_the_training_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though its own are still in place; and what is kept of the training is as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MANYHANDS_HOME", str(tmp_path / "home"))
+    for name, seed in (("own", 3), ("others", 4)):
+        words = ("task=tabular", "task.table.generated_rows=400", "task.hidden_sizes=[4]", f"seed={seed}")
+        assert run(["shards", "pack", "--out", name, "--processes=1", *words]) == 0
+    short = ("local.steps=2", "rounds.total=1", "evaluation.max_batches=1", "--logs", "none")
+    assert run(["train", "--shards", "own", "run=mine", *short]) == 0
+    plan = tmp_path / "home" / "runs" / "mine" / "plan.yaml"
+    before = plan.read_text(encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    for directory, why in (("others", "are others than when"), ("empty", "")):
+        for command in (("eval", "mine"), ("train", "--resume", "mine")):
+            capsys.readouterr()
+            assert run([*command, "--shards", directory]) == 4
+            told = capsys.readouterr().err
+            assert str(tmp_path / directory) in told
+            assert why in told
+    assert plan.read_text(encoding="utf-8") == before
+    assert run(["eval", "mine"]) == 0
+    shutil.copytree(tmp_path / "own", tmp_path / "copy")
+    assert run(["eval", "mine", "--shards", "copy"]) == 0
 
 
 def test_words_that_contradict_the_shards(manyhands: Run, endgames: Path) -> None:

@@ -11,9 +11,11 @@ from typing import Final
 import torch
 
 from manyhands.engine.kept_checkpoints import check_plan_of, checkpoints, find_checkpoint
+from manyhands.engine.materials import prepared_mark
 from manyhands.engine.settings import EngineSettings
 from manyhands.engine.world import Place, data_size_of, is_lost
 from manyhands.errors import ManyhandsError, PlanError, RankLost, Refused, WorkerError
+from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
 from manyhands.tasks.registry import check_task
 
@@ -60,6 +62,11 @@ def _check_directory(plan: Plan, directory: Path, resume: Path | None) -> None:
             f"{directory} holds checkpoints of an earlier training: go on from it with --resume {directory}, or "
             "choose another directory"
         )
+    materials = directory / "materials"
+    if plan.data.shards is not None and prepared_mark(materials, plan_hash(plan)).is_file():
+        from manyhands.tasks.sharded import check_prepared
+
+        check_prepared(plan, materials)
 
 
 def in_words(error: RuntimeError, place: Place, missing: Sequence[int] = ()) -> ManyhandsError | None:

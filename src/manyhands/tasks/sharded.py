@@ -116,12 +116,13 @@ class ShardedFamily:
         """The task over its materials and the shards that the record names. Raises DataError where they are gone or
         others.
         """
-        try:
-            record = json.loads((materials / RECORD).read_text(encoding="utf-8"))
-            shards = _opened(record, plan)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"material {materials / RECORD}: {error!r}; prepare the task again") from error
+        record, shards = _recorded(plan, materials)
         return ShardedTask(self._family.open(plan, materials), shards, _warnings(record))
+
+
+def check_prepared(plan: Plan, materials: Path) -> None:
+    """Raises DataError where the plan's shards are not those that these materials were prepared over."""
+    _recorded(plan, materials)
 
 
 class ShardedTask:
@@ -162,10 +163,22 @@ def _directory(plan: Plan) -> Path:
     return Path(plan.data.shards).expanduser().resolve()
 
 
+def _recorded(plan: Plan, materials: Path) -> tuple[dict[str, Any], Shards]:
+    try:
+        record = json.loads((materials / RECORD).read_text(encoding="utf-8"))
+        return record, _opened(record, plan)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"material {materials / RECORD}: {error!r}; prepare the task again") from error
+
+
 def _opened(record: Mapping[str, Any], plan: Plan) -> Shards:
-    """Where the plan says, or where they were when the task was prepared. Raises DataError."""
+    """Where the plan says; where that is no directory, or one that a relative path means here, also where they were
+    when the task was prepared. Raises DataError.
+    """
     left_out = {str(fault["file"]) for fault in record["broken"]["named"]}
-    places = [_directory(plan), Path(record["directory"])]
+    places = [_directory(plan)]
+    if not (places[0].is_dir() and Path(str(plan.data.shards)).expanduser().is_absolute()):
+        places.append(Path(record["directory"]))
     there = [place for place in places if (place / MANIFEST).is_file()]
     if not there:
         raise DataError(
