@@ -112,6 +112,20 @@ def test_other_shards_than_those_of_the_training_are_refused(
     assert run(["eval", "mine"]) == 0
     shutil.copytree(tmp_path / "own", tmp_path / "copy")
     assert run(["eval", "mine", "--shards", "copy"]) == 0
+    file = tmp_path / "own" / "validation-00000.parquet"
+    damaged = bytearray(file.read_bytes())
+    damaged[200] ^= 255
+    for damage, why in (
+        (lambda: file.write_bytes(damaged), "row group 0, is broken"),
+        (file.unlink, "No such"),
+    ):
+        damage()
+        capsys.readouterr()
+        assert run(["eval", "mine"]) == 4
+        told = capsys.readouterr().err
+        assert why in told
+        assert "put that file back, or say where a whole copy of the shards is (--shards DIR)" in told
+        assert "on_broken" not in told
 
 
 def test_words_that_contradict_the_shards(manyhands: Run, endgames: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from manyhands.data.shards.decoded import BrokenShards
 from manyhands.engine.evaluation import EvaluationResult, evaluate
 from manyhands.engine.saved_run import model_of, open_task, own_family
+from manyhands.errors import DataError
 from manyhands.plan.schema import Plan
 
 
@@ -37,6 +39,23 @@ def evaluate_checkpoint(
     `materials`: those of the training or the run. `samples`: of each set, in whole batches, evenly over it; None: as
     many as the plan's evaluation.max_batches. Raises DataError, StorageError, Refused.
     """
+    try:
+        return _evaluated(checkpoint, plan, materials, device, samples, allowed)
+    except BrokenShards as error:
+        raise DataError(
+            f"shards: {error.fault}; an evaluation needs them as the training had them: put that file back, or say "
+            "where a whole copy of the shards is (--shards DIR)"
+        ) from error
+
+
+def _evaluated(
+    checkpoint: Path,
+    plan: Plan,
+    materials: Path,
+    device: torch.device,
+    samples: int | None,
+    allowed: Collection[str],
+) -> list[Evaluated]:
     task = open_task(plan, materials, allowed)
     model = model_of(task, plan, materials, checkpoint, own_family(plan, allowed)).to(device)
     batch_size = plan.local.batch_size

@@ -30,6 +30,17 @@ SLOTS_OF_EVALUATION: Final = 4
 """Evaluations read each set from its beginning to its end."""
 
 
+class BrokenShards(DataError):
+    """A file that is not as the manifest says, and behind it what a training does about that."""
+
+    def __init__(self, fault: str, advice: str) -> None:
+        super().__init__(fault, advice)
+        self.fault, self.advice = fault, advice
+
+    def __str__(self) -> str:
+        return f"shards: {self.fault}{self.advice}"
+
+
 class DecodedGroups:
     """The row groups of one set. Its methods may be called by several threads; one of them works at a time."""
 
@@ -154,8 +165,9 @@ def _values(column: Any, what: Column, stored: np.dtype[Any]) -> npt.NDArray[Any
     return raw.view(stored.newbyteorder("<")).reshape(len(array), *what.shape)
 
 
-def _broken(path: Path, group: int, why: str) -> DataError:
-    return DataError(
-        f"shards: {path}, row group {group}, is broken: {why}. `manyhands shards verify {path.parent}` lists all "
-        "that is; put those files back, make the shards again, or train without them: data.on_broken=skip"
+def _broken(path: Path, group: int, why: str) -> BrokenShards:
+    return BrokenShards(
+        f"{path}, row group {group}, is broken: {why}",
+        f". `manyhands shards verify {path.parent}` lists all that is; put those files back, make the shards "
+        "again, or train without them: data.on_broken=skip",
     )

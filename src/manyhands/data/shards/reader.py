@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from manyhands.data.shards.decoded import SLOTS_OF_EVALUATION, Arrays, DecodedGroups
+from manyhands.data.shards.decoded import SLOTS_OF_EVALUATION, Arrays, BrokenShards, DecodedGroups
 from manyhands.data.shards.manifest import TRAINING, Manifest, ShardFile, ShardSet, read_manifest
 from manyhands.data.shards.order import WINDOW, BlockOrder, Int64s
 from manyhands.errors import DataError
@@ -45,9 +45,9 @@ class Shards:
             for file in part.files:
                 fault = missing(directory, file)
                 if fault is not None:
-                    raise DataError(
-                        f"shards: {fault}; put it back, make the shards again, or train without what is broken: "
-                        "data.on_broken=skip"
+                    raise BrokenShards(
+                        fault,
+                        "; put it back, make the shards again, or train without what is broken: data.on_broken=skip",
                     )
         return cls(directory, manifest)
 
