@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from importlib.resources import files
@@ -127,6 +128,29 @@ def test_what_is_missing_is_said(own: Any, tmp_path: Path, fault: str) -> None:
     with pytest.raises(PlanError, match=words):
         check_task(plan, tmp_path / "materials", target)
     assert not list((tmp_path / "materials").glob("prepared-*"))
+
+
+@pytest.mark.parametrize(
+    ("old", "added", "words"),
+    [
+        (
+            "        parts = ",
+            "        np.load('gone.npy')",
+            r"prepare\(plan, directory\) raised FileNotFoundError",
+        ),
+        ("class MyTask:", "np.load('gone.npy')", "its import raised FileNotFoundError"),
+    ],
+)
+def test_the_place_of_an_error_is_the_line_of_the_tasks_own_file(
+    own: Any, tmp_path: Path, old: str, added: str, words: str
+) -> None:
+    """And not the one in numpy where it was raised."""
+    plan, target = own((old, f"{added}  # here\n{old}"))
+    file = tmp_path / f"{target.partition(':')[0]}.py"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    line = 1 + next(number for number, text in enumerate(lines) if text.endswith("# here"))
+    with pytest.raises(PlanError, match=rf"{words}: .*gone\.npy' \({re.escape(str(file))}, line {line}\)"):
+        check_task(plan, tmp_path / "materials", target)
 
 
 def test_a_task_that_crashes_does_not_crash_us(

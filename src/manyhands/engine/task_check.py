@@ -71,6 +71,13 @@ def check_in_process(plan: Plan, directory: Path, target: str) -> None:
 
 def check_task(plan: Plan, directory: Path, target: str) -> None:
     """Check the plan's task here. Raises PlanError, naming the method and what was expected of it."""
+    try:
+        _check(plan, directory, target)
+    except _Raised as raised:
+        raise PlanError(raised.in_words(target)) from raised.__cause__
+
+
+def _check(plan: Plan, directory: Path, target: str) -> None:
     family = _called("its import", lambda: family_of(plan, allowed=[target]))
     shutil.rmtree(directory, ignore_errors=True)  # of an earlier check
     prepared = _prepared(family, plan, directory)
@@ -266,18 +273,31 @@ def _same_parameters(what: str, shapes: Mapping[str, tuple[int, ...]], prepared:
         )
 
 
+class _Raised(Exception):
+    """Out of the user's code, which is its cause."""
+
+    def __init__(self, what: str, error: Exception, hint: str) -> None:
+        super().__init__(what)
+        self._what, self._error, self._hint = what, error, hint
+
+    def in_words(self, target: str) -> str:
+        """With its place: the line of the task's own file that led there, if one did."""
+        trace = list(traceback.walk_tb(self._error.__traceback__))
+        own = [each for each in trace if each[0].f_globals.get("__name__") == target.partition(":")[0]]
+        frame, line = (own or trace)[-1]
+        place = f"({frame.f_code.co_filename}, line {line})"
+        hint = f"; {self._hint}" if self._hint else ""
+        return f"{self._what} raised {type(self._error).__name__}: {self._error} {place}{hint}"
+
+
 def _called(what: str, call: Callable[[], T], hint: str = "") -> T:
-    """The boundary to the user's code: whatever it raises becomes one of our errors, with its place."""
+    """The boundary to the user's code: whatever it raises becomes one of our errors."""
     try:
         return call()
     except ManyhandsError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise PlanError(
-            f"{what} raised {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
-            + (f"; {hint}" if hint else "")
-        ) from error
+        raise _Raised(what, error, hint) from error
 
 
 def _expect(sound: bool, otherwise: str) -> None:
