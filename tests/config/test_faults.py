@@ -47,7 +47,11 @@ TASKS = "'language_model', 'grids', 'chess_endgames', 'tabular', 'survival', 'du
         ),
         ({"task": {"name": 7}}, f"plan: 'task.name' is '7': expected {TASKS}."),
         ({"task": {"samples": 7}}, "plan: 'task.name' is missing."),
-        ({"task": {"name": "custom"}}, "plan: 'task.target' is missing."),
+        (
+            {"task": {"name": "custom"}},
+            "plan: 'task.target' is missing: name your own task as task.target=module:object; `manyhands "
+            "init` writes one.",
+        ),
         ({"local": {"steps": 0}}, "plan: 'local.steps' is 0: expected 1 or more."),
         (
             {"task": {"name": "dummy", "tensors": "many"}},

@@ -11,6 +11,9 @@ from manyhands.engine.run import train
 from manyhands.engine.world import Place
 from manyhands.errors import PlanError, RankLost, WorkerError
 from manyhands.plan.resolve import resolve
+from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import DummyTask
+from manyhands.tasks.registry import family_of
 
 ALONE, TOGETHER = Place(), Place(rank=1, world_size=2)
 
@@ -63,3 +66,15 @@ def test_a_model_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Pat
     with pytest.raises(PlanError, match="Did you mean 'n_layer'"):
         train(plan, tmp_path / "training")
     assert not (tmp_path / "training").exists()
+
+
+def test_the_task_without_a_model_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    for refused in (
+        lambda: train(Plan(task=DummyTask()), tmp_path / "run"),
+        lambda: family_of(Plan(task=DummyTask())).open(Plan(task=DummyTask()), tmp_path),
+    ):
+        with pytest.raises(
+            PlanError, match=r"'dummy', .*`manyhands server run --plan dummy`; give a task with"
+        ):
+            refused()
+    assert not (tmp_path / "run").exists()

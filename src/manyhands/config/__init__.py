@@ -14,11 +14,12 @@ from typing import Annotated, Any, Final, Self
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from manyhands.config.faults import did_you_mean, differences, explain, shown
+from manyhands.config.faults import MISSING, did_you_mean, differences, explain, shown
 from manyhands.errors import PlanError
 
 __all__ = [
     "HOME_VARIABLE",
+    "MISSING",
     "PATH",
     "LocalPath",
     "Settings",

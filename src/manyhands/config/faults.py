@@ -13,6 +13,8 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
+MISSING: Final = "when_missing"
+"""In the `json_schema_extra` of a field that has no default: the sentence on what to give."""
 _LONGEST_VALUE: Final = 80
 _LISTED: Final = 12
 """So many names are listed at most."""
@@ -93,7 +95,7 @@ def _line(fault: dict[str, Any], model: type[BaseModel]) -> str:
             within = "".join(f"{part}." for part in path[:-1])
             return f"unknown key '{at}'.{did_you_mean(path[-1], known, within=within)}"
         case "missing":
-            return f"'{at}' is missing."
+            return f"'{at}' is missing{_what_to_give(members, path[-1])}"
         case "literal_error":
             return f"'{at}' is {shown(value)}: {_choices(value, context['expected'])}"
         case "union_tag_invalid":
@@ -106,6 +108,12 @@ def _line(fault: dict[str, Any], model: type[BaseModel]) -> str:
     for pattern, words in _REPHRASED:
         message = pattern.sub(words, message)
     return f"'{at}' is {shown(value)}: {message.rstrip('.')}." if at else f"{message.rstrip('.')}."
+
+
+def _what_to_give(members: Iterable[type[BaseModel]], name: str) -> str:
+    fields = [member.model_fields[name] for member in members if name in member.model_fields]
+    extras = [field.json_schema_extra for field in fields if isinstance(field.json_schema_extra, dict)]
+    return next((f": {extra[MISSING]}" for extra in extras if MISSING in extra), ".")
 
 
 def _choices(value: Any, expected: str) -> str:

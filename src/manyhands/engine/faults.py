@@ -17,6 +17,8 @@ from manyhands.engine.world import Place, data_size_of, is_lost
 from manyhands.errors import ManyhandsError, PlanError, RankLost, Refused, WorkerError
 from manyhands.plan.resolve import plan_hash
 from manyhands.plan.schema import Plan
+from manyhands.plan.tasks import DummyTask
+from manyhands.tasks.dummy import NO_MODEL
 from manyhands.tasks.registry import check_task
 
 _SOURCE: Final = re.compile(r"\[/\S+:\d+\] ?")
@@ -27,6 +29,8 @@ def check_trainable(
     plan: Plan, place: Place, directory: Path, resume: Path | None, settings: EngineSettings
 ) -> None:
     """Refuse before anything is loaded what cannot be trained here."""
+    if isinstance(plan.task, DummyTask):
+        raise PlanError(NO_MODEL)
     if plan.local.kind != "steps":
         raise PlanError(
             f"local.kind is {plan.local.kind!r}: training on this machine alone takes optimizer steps; set "

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from manyhands.config import Settings
+from manyhands.config import MISSING, Settings
 from manyhands.plan.chess_endgames import ChessEndgamesTask as ChessEndgamesTask
 from manyhands.plan.chess_endgames import EndgameLoss as EndgameLoss
 from manyhands.plan.chess_endgames import EndgameModel as EndgameModel
@@ -50,7 +50,15 @@ class CustomTask(Settings):
 
     name: Literal["custom"] = "custom"
     """custom: a user's own task, by dotted name."""
-    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    target: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+            json_schema_extra={
+                MISSING: "name your own task as task.target=module:object; `manyhands init` writes one."
+            },
+        ),
+    ]
     """module:object, importable on every client; object implements the Task protocol."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Handed to the task as it is."""

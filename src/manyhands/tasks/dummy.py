@@ -30,6 +30,11 @@ FIRST_WEIGHTS = "first.safetensors"
 LARGEST_VALUE = 1e-3
 """Bound of an update's values, so that any number of rounds stays finite."""
 
+NO_MODEL = (
+    "task.name is 'dummy', which has no model to train or evaluate: it tries out runs with clients, as in `manyhands "
+    "server run --plan dummy`; give a task with a model here, such as task=language_model or task=grids"
+)
+
 _PATTERN_VALUES = 1 << 18
 _NAP_S = 0.02  # how soon abandoned work is noticed
 
@@ -53,9 +58,7 @@ class DummyFamily:
         return Prepared(materials={}, samples=task.samples, parameters=parameters, first_weights=path)
 
     def open(self, plan: Plan, materials: Path) -> Task:  # noqa: ARG002 - the signature of TaskFamily
-        raise PlanError(
-            "task.name is 'dummy', which has no model to train or evaluate; use DummyWork for its updates"
-        )
+        raise PlanError(NO_MODEL)
 
 
 FAMILY = DummyFamily()
