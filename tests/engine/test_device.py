@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from manyhands.engine.device import choose_device, use_threads
-from manyhands.errors import WorkerError
+from manyhands.engine.settings import EngineSettings
+from manyhands.errors import PlanError, WorkerError
 
 
 def test_devices_by_name() -> None:
@@ -24,3 +25,15 @@ def test_threads() -> None:
     assert use_threads(1) == 1
     with pytest.raises(WorkerError, match="at least 1"):
         use_threads(0)
+
+
+def test_an_index_is_told_how_it_is_given() -> None:
+    with pytest.raises(PlanError) as caught:
+        EngineSettings.parse({"exec": {"device": 1}}, where="words")
+    assert str(caught.value) == (
+        "words: 'exec.device' is 1: expected auto, cpu, cuda or cuda:N; for the GPU of this index give "
+        "--device cuda:1, or --devices 1."
+    )
+    for other in (True, 1.5, -1):
+        with pytest.raises(PlanError, match="expected text"):
+            EngineSettings.parse({"exec": {"device": other}}, where="words")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from manyhands.config import Settings
 
@@ -65,6 +65,16 @@ class Execution(Settings):
     """On another host (--host): in the container that its DockerLaunchCommand enters."""
     restarts: Annotated[int, Field(ge=0)] = 2
     """How often processes that died are started again from the last checkpoint."""
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _no_index(cls, device: object) -> object:
+        if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
+            raise ValueError(
+                f"expected auto, cpu, cuda or cuda:N; for the GPU of this index give --device cuda:{device}, or "
+                f"--devices {device}"
+            )
+        return device
 
 
 class Logging(Settings):
