@@ -95,7 +95,8 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
         (
             {"schedule": {"kind": "cosine", "warmup_steps": 599}},
             {"schedule": {"kind": "cosine", "warmup_steps": 600}},
-            "'schedule.warmup_steps' is 600, but the schedule has 600 steps",
+            r"'schedule.warmup_steps' is 600, but the schedule has 600 steps in all \(.*\): give "
+            r"schedule\.warmup_steps=60, or another below 600\.$",
         ),
         (
             {"schedule": {"kind": "wsd", "warmup_steps": 40, "total_steps": 100, "decay_steps": 60}},

@@ -143,7 +143,8 @@ def schedule_fits_the_run(plan: Plan) -> str | None:
     if schedule.warmup_steps >= total:
         return (
             f"'schedule.warmup_steps' is {schedule.warmup_steps}, but the schedule has {total} steps in all "
-            "(schedule.total_steps, or rounds.total * local.steps): make the warm-up shorter."
+            f"(schedule.total_steps, or rounds.total * local.steps): give schedule.warmup_steps={total // 10}, or "
+            f"another below {total}."
         )
     if schedule.decay_steps is not None and schedule.warmup_steps + schedule.decay_steps > total:
         return (
