@@ -167,7 +167,7 @@ def train(
     KEY=VALUE sets anything of the plan and of the engine: manyhands train task=grids optimizer.lr=3e-4 processes=2.
     Started by hand or by torchrun: rank=0 world_size=4, or torchrun --nproc-per-node 4 -m manyhands train.
     """
-    from manyhands.ui.plans import quoted
+    from manyhands.ui.plans import quoted, training_directory
     from manyhands.ui.train_here import Here, devices_of, sweep_here
 
     if plan is not None and config_name is not None:
@@ -204,4 +204,11 @@ def train(
         return
     if configuration.settings.exec.run_in_docker and not kept:
         raise click.UsageError("exec.run_in_docker=true is for a training on another machine: give --host")
-    Here(configuration, directory, allowed, logs).train(devices, started=kept)
+    if kept or configuration.start.by_hand() or configuration.start.nodes is not None:  # others are in it too
+        Here(configuration, directory, allowed, logs).train(devices, started=kept)
+        return
+    from manyhands.ui.failed_starts import removed_if_nothing_came_of_it
+
+    directory = training_directory(configuration, directory)
+    with removed_if_nothing_came_of_it(directory):
+        Here(configuration, directory, allowed, logs).train(devices, started=False)
