@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -59,6 +59,11 @@ class Parallelized:
 
     model: torch.nn.Module
     forward: torch.nn.Module
+    trained: tuple[torch.nn.Parameter, ...] = field(init=False)
+    """Its parameters that learn, in order: to look for them at each step costs a hundredth of a small one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trained", tuple(p for p in self.model.parameters() if p.requires_grad))
 
     @classmethod
     def whole(cls, model: torch.nn.Module) -> Parallelized:

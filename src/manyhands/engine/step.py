@@ -71,10 +71,11 @@ def training_step(
     weights untouched, on every rank, when loss or gradient norm is not finite; this waits for the device. Raises
     Abandoned between two micro-batches; the weights are then untouched.
     """
-    model.model.zero_grad(set_to_none=True)
+    for parameter in model.trained:
+        parameter.grad = None
     seen = _backward(task, model, micro_batches, world, precision, reference_count, fp32_sum, abandoned)
     loss, parts, share = _mean_loss(seen, world.data_size)
-    parameters = [p for p in model.model.parameters() if p.requires_grad]
+    parameters = model.trained
     # A parameter without a gradient took no part in this loss.
     if not (isinstance(share, float) and share == 1.0):  # the sum of micro-batches becomes their mean
         divide([p.grad for p in parameters if p.grad is not None], share)
@@ -142,7 +143,7 @@ def _backward(
                 seen.over_data = world.start_sum_over_data(
                     torch.stack([seen.losses, shares, *seen.parts.values()])
                 )
-            (loss.mean * share).backward()  # type: ignore[no-untyped-call]
+            (loss.mean if share == 1.0 else loss.mean * share).backward()  # type: ignore[no-untyped-call]
         if sums is not None:
             sums.take(last)
     return seen
