@@ -179,3 +179,38 @@ def test_a_fault_of_fetching_is_told_once(
     _, told, _ = watched(tmp_path)
     assert told[0] == "not fetched yet: a fault"
     assert len(told) == 2
+
+
+def test_when_one_has_failed_one_that_hangs_is_ended_and_one_that_makes_graphs_is_not(
+    there: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+    killed = asyncio.Event()
+
+    async def until_its_end(follower: Follower) -> dict[str, Any]:
+        match follower._host.host_name:
+            case "fails":
+                return KILLED
+            case "exports":
+                follower._on_status({"state": "running", "phase": "exporting"})
+                await asyncio.wait_for(killed.wait(), 10)
+                return {"state": "ended", "exit_code": 130}
+        await asyncio.wait_for(killed.wait(), 10)
+        return {"state": "ended", "exit_code": 137, "at_once": True}
+
+    async def stop(part: Part, *, now: bool) -> dict[str, Any]:
+        asked.append((part.host, now))
+        if part.host == "hangs" and now:
+            killed.set()
+        return {"state": "running"}
+
+    monkeypatch.setattr(Follower, "until_its_end", until_its_end)
+    monkeypatch.setattr("manyhands.hosts.watching.stop", stop)
+    monkeypatch.setattr("manyhands.hosts.watching.GRACE_S", 0.2)
+    parts = tuple(Part(host=name, directory="/r") for name in ("exports", "fails", "hangs"))
+    record = Record(run="three", parts=parts)
+    outcome = asyncio.run(watch(tmp_path, record, _Told(), replay=False))
+    assert outcome.exit_code == 137
+    assert ("hangs", True) in asked
+    assert ("exports", True) not in asked
+    assert there["fault"] is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -53,7 +54,7 @@ class _Watch:
     view: View
     saved: asyncio.Event = field(default_factory=asyncio.Event)
     newest: str | None = None
-    exporting: bool = False
+    exporting: set[str] = field(default_factory=set)  # hosts that make their last graphs, or have
     exports: int = 0
     failed_first: str | None = None
     fetched: Fetched = field(default_factory=Fetched)
@@ -80,8 +81,8 @@ class _Watch:
         return follower
 
     def _status(self, part: Part, status: dict[str, Any]) -> None:
-        if status.get("phase") == "exporting" and not self.exporting:
-            self.exporting = True
+        if status.get("phase") == "exporting" and part.host not in self.exporting:
+            self.exporting.add(part.host)
             self.view.tell(f"{part.host} makes ONNX graphs of the checkpoints")
         if status.get("exports", 0) > self.exports:
             self.exports = status["exports"]
@@ -90,7 +91,7 @@ class _Watch:
     def _line(self, part: Part, text: str) -> None:
         """While it trains, its lines say what its events do; they are in the log, and shown if it ends badly."""
         self.heard = time.monotonic()
-        if self.exporting:
+        if part.host in self.exporting:
             self.view.line(part.host, text)
 
     def _event(self, event: dict[str, Any]) -> None:
@@ -214,8 +215,8 @@ async def watch(directory: Path, record: Record, view: View, *, replay: bool) ->
                     if waiting:
                         view.tell(f"{host} has ended: the other hosts are asked to save and end")
                         await _stop_others(record, now=False)
-            if not done and not watched.exporting:
-                await _stop_others(record, now=True)
+            if not done:  # but graphs are made to their end
+                await _stop_others(record, now=True, but=watched.exporting)
     finally:
         for each in (*beside, *following):
             each.cancel()
@@ -232,9 +233,9 @@ def _outcome(record: Record, endings: dict[str, dict[str, Any]], watched: _Watch
     return Outcome(exit_code=exit_code_of(endings[host]), endings=in_order, fetched=watched.fetched)
 
 
-async def _stop_others(record: Record, *, now: bool) -> None:
+async def _stop_others(record: Record, *, now: bool, but: Collection[str] = ()) -> None:
     for part in record.parts:
-        if part.ending is None:
+        if part.ending is None and part.host not in but:
             with contextlib.suppress(ManyhandsError, TimeoutError):
                 await stop(part, now=now)
 
