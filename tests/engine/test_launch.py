@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 
 import pytest
@@ -44,7 +45,9 @@ def test_machines_that_do_not_come_and_a_port_that_is_taken_are_told() -> None:
 @pytest.mark.parametrize(("restarts", "times"), [(0, "once"), (1, "twice"), (2, "3 times")])
 def test_how_often_a_training_was_started_before_it_is_given_up(restarts: int, times: str) -> None:
     told: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
     assert launch(["-c", "raise SystemExit(1)"], 1, restarts=restarts, again=(), tell=told.append) == 1
     assert told[-1] == (
         f"rank 0 ended with code 1; it was started {times} and is given up (exec.restarts={restarts})"
     )
+    assert signal.getsignal(signal.SIGINT) is before, "who calls it has its own again"

@@ -11,8 +11,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -125,7 +127,23 @@ def _run(command: list[str], processes: int, among: Nodes | None) -> None:
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(),
     )
-    elastic_launch(config, sys.executable)(*command)
+    with _signals_kept():
+        elastic_launch(config, sys.executable)(*command)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """torch's agent takes the signals of this process for its own, and leaves them so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names if hasattr(signal, name)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
