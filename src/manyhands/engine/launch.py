@@ -143,7 +143,8 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+            if handler is not None:  # else it is none of Python's
+                signal.signal(getattr(signal, name), handler)
 
 
 def _first(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
