@@ -19,13 +19,13 @@ def removed_if_nothing_came_of_it(directory: Path) -> Iterator[None]:
     Prepared data, a checkpoint, any other event, and every file that is not known here make it stay; so does another
     process that trains there.
     """
-    there = directory.exists()
+    there, ended_well = directory.exists(), False
     try:
         yield
-    except BaseException:
-        if not there:
+        ended_well = True
+    finally:
+        if not there and not ended_well:
             _remove(directory)
-        raise
 
 
 def _remove(directory: Path) -> None:
